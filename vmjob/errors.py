@@ -1,0 +1,200 @@
+"""Every failure vmjob can name, with the exit status that carries it.
+
+The tree; the number is the exit status of the wrapper and of ``vmjob run``::
+
+    VmjobError                     250   (a bug, if raised as itself)
+     ├─ JobError            200–209      the user can mend it: job file, command line, inputs
+     │   └─ InputMissing            201
+     ├─ ImageError          210–219      the image maker can mend it
+     │   ├─ ImageMissing            211
+     │   ├─ ImageCorrupt            212  bytes are not what the digest says
+     │   ├─ ImageRefused            213  bytes are right, but not safe to boot
+     │   └─ BuildFailed             214
+     ├─ SlotError           220–229      the batch slot (or laptop) does not allow it
+     │   ├─ SlotTooSmall            221
+     │   ├─ ScratchFull             222  transient
+     │   ├─ FolderBusy              223
+     │   ├─ WalltimeOver            224
+     │   └─ Interrupted             225  transient: somebody took the slot away
+     ├─ HostError           230–239      the site admin can mend it; another node may do
+     │   ├─ QemuMissing             231  transient
+     │   ├─ KvmUnavailable          232  transient
+     │   ├─ NetworkRefused          233  transient
+     │   ├─ QemuFailed              234  transient
+     │   ├─ CommandFailed           235
+     │   └─ CommandMissing          236
+     └─ GuestError          240–249      the guest did not do its part
+         ├─ BootFailed              240  never said hello, twice
+         ├─ KernelPanic             241
+         ├─ GuestHung               242
+         ├─ GuestVanished           243  powered off without telling a result
+         ├─ AgentFailed             244
+         ├─ OutputMissing           246
+         ├─ OutputTooLarge          247
+         └─ OutputRefused           248
+
+Statuses 1–199 belong to the user's program (128+N: killed by signal N, as shells
+tell it). 85 stays free for "checkpointed". A program can exit with 200 and more
+too; ``result.json`` tells which of the two it was.
+
+``transient`` says to a scheduler: the same job may well succeed on another node or
+later. ``hint`` is the next action, for a person.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Optional
+
+
+class VmjobError(Exception):
+    """Root of all errors. Only the CLI turns one into text and an exit status."""
+
+    status: ClassVar[int] = 250
+    transient: ClassVar[bool] = False
+
+    def __init__(self, message: str, hint: str = "", *, stage: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.stage = stage
+
+    @property
+    def kind(self) -> str:
+        """Name of the failure as result.json and logs tell it."""
+        return type(self).__name__
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class JobError(VmjobError):
+    status = 200
+
+
+class InputMissing(JobError):
+    status = 201
+
+
+class ImageError(VmjobError):
+    status = 210
+
+
+class ImageMissing(ImageError):
+    status = 211
+
+
+class ImageCorrupt(ImageError):
+    status = 212
+
+
+class ImageRefused(ImageError):
+    status = 213
+
+
+class BuildFailed(ImageError):
+    status = 214
+
+
+class SlotError(VmjobError):
+    status = 220
+
+
+class SlotTooSmall(SlotError):
+    status = 221
+
+
+class ScratchFull(SlotError):
+    status = 222
+    transient = True
+
+
+class FolderBusy(SlotError):
+    status = 223
+
+
+class WalltimeOver(SlotError):
+    status = 224
+
+
+class Interrupted(SlotError):
+    status = 225
+    transient = True
+
+
+class HostError(VmjobError):
+    status = 230
+
+
+class QemuMissing(HostError):
+    status = 231
+    transient = True
+
+
+class KvmUnavailable(HostError):
+    status = 232
+    transient = True
+
+
+class NetworkRefused(HostError):
+    status = 233
+    transient = True
+
+
+class QemuFailed(HostError):
+    status = 234
+    transient = True
+
+
+class CommandFailed(HostError):
+    """A helper command ended with a status other than zero.
+
+    ``output`` is the tail of what it printed.
+    """
+
+    status = 235
+
+    def __init__(self, message: str, hint: str = "", *, output: str = "",
+                 returncode: Optional[int] = None) -> None:
+        super().__init__(message, hint)
+        self.output = output
+        self.returncode = returncode
+
+
+class CommandMissing(HostError):
+    status = 236
+
+
+class GuestError(VmjobError):
+    status = 244
+
+
+class BootFailed(GuestError):
+    status = 240
+
+
+class KernelPanic(GuestError):
+    status = 241
+
+
+class GuestHung(GuestError):
+    status = 242
+
+
+class GuestVanished(GuestError):
+    status = 243
+
+
+class AgentFailed(GuestError):
+    status = 244
+
+
+class OutputMissing(GuestError):
+    status = 246
+
+
+class OutputTooLarge(GuestError):
+    status = 247
+
+
+class OutputRefused(GuestError):
+    status = 248

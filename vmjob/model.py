@@ -1,0 +1,300 @@
+"""The words of the project as typed, frozen values. No I/O here; every folder may import this."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Optional
+
+
+class Accel(str, Enum):
+    AUTO = "auto"
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class Network(str, Enum):
+    """``nat``: the guest reaches out, nobody reaches in. ``isolated``: a network card that leads
+    nowhere. ``none``: no network card."""
+
+    NAT = "nat"
+    ISOLATED = "isolated"
+    NONE = "none"
+
+
+class Boot(str, Enum):
+    """``job``: our agent is init. ``system``: the distribution's init. ``disk``: firmware boots the disk."""
+
+    JOB = "job"
+    SYSTEM = "system"
+    DISK = "disk"
+
+
+# ---------------------------------------------------------------- image
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One file of an image. ``role``: disk, kernel or initrd; ``format``: a QEMU block driver
+    for a disk (qcow2, raw, vmdk, vdi, vhdx), ``elf`` or ``bzimage`` for a kernel, ``cpio`` for an initrd.
+    ``path`` is relative to the manifest. Sizes in bytes; ``virtual_size`` is what the guest sees of a disk."""
+
+    role: str
+    path: str
+    format: str
+    size: int
+    sha256: str
+    virtual_size: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The small description of an image that travels with it (``manifest.yaml``)."""
+
+    name: str
+    files: tuple[ImageFile, ...]
+    boot: tuple[Boot, ...]
+    arch: str = "x86_64"
+    cmdline: str = ""
+    firmware: str = "bios"
+    user: str = "vmjob"
+    needs_memory: int = 256 * 2**20
+    needs_cpus: int = 1
+    description: str = ""
+    sources: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """``sha256:…`` over everything that decides what boots; names and descriptions are left out."""
+        body = {
+            "arch": self.arch,
+            "boot": [b.value for b in self.boot],
+            "cmdline": self.cmdline,
+            "files": [[f.role, f.format, f.size, f.sha256] for f in self.files],
+            "firmware": self.firmware,
+        }
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(f.size for f in self.files)
+
+    def file(self, role: str) -> Optional[ImageFile]:
+        return next((f for f in self.files if f.role == role), None)
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that is on this machine: the manifest, and the verified local path of each file by role."""
+
+    manifest: Manifest
+    paths: dict[str, Path]
+
+
+# ---------------------------------------------------------------- job
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the job asks for. None: whatever the slot gives. Bytes and seconds."""
+
+    cpus: Optional[int] = None
+    memory: Optional[int] = None
+    disk: Optional[int] = None
+    walltime: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file, folder or glob on the submit side, and the path it gets below the guest's work folder
+    (empty: its own name)."""
+
+    source: str
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the user means it. Exactly one of ``command`` and ``script`` is set."""
+
+    name: str
+    image: str
+    command: tuple[str, ...] = ()
+    script: str = ""
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    resources: Resources = field(default_factory=Resources)
+    accel: Accel = Accel.AUTO
+    network: Network = Network.NAT
+    user: str = ""
+    boot: Optional[Boot] = None
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What is handed to a CE, or walked straight away by ``vmjob run``: the job, its image and the
+    archive of its inputs. ``image_files`` says where this side holds each file of the image (by role)."""
+
+    job: Job
+    manifest: Manifest
+    image_files: dict[str, Path]
+    input_archive: Optional[Path] = None
+
+
+# ---------------------------------------------------------------- slot and host
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What the batch system granted. None means: it set no limit. Bytes and seconds;
+    ``time_left`` counts from ``detect`` on. ``source`` names who said so (htcondor, slurm, pbs, cgroup, mjf, machine)."""
+
+    kind: str
+    scratch: Path
+    cpus: int
+    memory: int
+    disk: int
+    time_left: Optional[int] = None
+    batch: bool = False
+    sources: tuple[str, ...] = ()
+    job_id: str = ""
+
+
+@dataclass(frozen=True)
+class AccelChoice:
+    """The accelerator used and why, as the result, the log and the site ad tell it."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class QemuInfo:
+    """The QEMU binary found. ``version`` as (major, minor, micro)."""
+
+    path: str
+    version: tuple[int, ...]
+    machines: tuple[str, ...] = ()
+
+    @property
+    def version_text(self) -> str:
+        return ".".join(str(n) for n in self.version)
+
+
+@dataclass(frozen=True)
+class Granted:
+    """What the VM gets after job, image and slot were brought together. Bytes and seconds."""
+
+    cpus: int
+    memory: int
+    disk: int
+    walltime: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class VmSpec:
+    """Everything the QEMU command line depends on; see vm.cmdline. Socket paths are relative to
+    QEMU's working folder (a private 0700 folder), so that their length never matters."""
+
+    qemu: str
+    accel: str
+    machine: str
+    cpus: int
+    memory: int
+    boot: Boot
+    name: str = "vmjob"
+    kernel: str = ""
+    initrd: str = ""
+    cmdline: str = ""
+    firmware_code: str = ""
+    firmware_vars: str = ""
+    overlay: str = ""
+    input_disk: str = ""
+    output_disk: str = ""
+    seed_disk: str = ""
+    netdev: str = ""
+    cpu_model: str = ""
+    sockets: tuple[tuple[str, str], ...] = ()
+
+
+# ---------------------------------------------------------------- result
+
+
+@dataclass(frozen=True)
+class StageTime:
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A named failure; ``kind`` is a class of vmjob.errors."""
+
+    stage: str
+    kind: str
+    status: int
+    message: str
+    hint: str
+    transient: bool
+
+
+@dataclass(frozen=True)
+class GuestOutcome:
+    """What the guest told over its channel until it ended."""
+
+    exit_status: Optional[int]
+    outputs_note: str = ""
+    missing: tuple[str, ...] = ()
+    output_archive: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``result.json`` holds (vmjob/schemas/result.schema.json); times in seconds, sizes in bytes.
+
+    ``outcome``: ``ok`` (program ended with 0 and everything asked for came back), ``program-failed``
+    (it ran and ended otherwise) or ``failed`` (``failure`` says what). ``status`` is the exit status of the wrapper."""
+
+    job: str
+    outcome: str
+    status: int
+    exit_status: Optional[int] = None
+    signal: Optional[int] = None
+    failure: Optional[Failure] = None
+    stages: tuple[StageTime, ...] = ()
+    accelerator: Optional[AccelChoice] = None
+    qemu_version: str = ""
+    image: str = ""
+    image_digest: str = ""
+    boot: str = ""
+    boot_attempts: int = 0
+    network: str = ""
+    cpus: int = 0
+    memory: int = 0
+    slot: str = ""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    cpu_seconds: float = 0.0
+    peak_memory: int = 0
+    outputs: tuple[str, ...] = ()
+    console_tail: tuple[str, ...] = ()
+    stop: str = ""
+    started: float = 0.0
+    ended: float = 0.0
+    host: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of result.schema.json."""
+        from dataclasses import asdict
+
+        import vmjob
+
+        body = asdict(self)
+        body["stages"] = [{"name": s.name, "seconds": round(s.seconds, 4)} for s in self.stages]
+        return {"vmjob": vmjob.__version__, "schema": 1, **body}

@@ -1,0 +1,95 @@
+"""The only door to other programs.
+
+Each command is logged once, shell-quoted, at debug level; a failure carries the command, its status
+and the end of what it printed. Nothing started here outlives us: on Linux each child is told to die
+with the thread that made it (prctl PR_SET_PDEATHSIG), so call this from the main thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Optional, Union
+
+from vmjob.errors import CommandFailed, CommandMissing
+
+log = logging.getLogger("vmjob.process")
+
+_PR_SET_PDEATHSIG = 1
+Argument = Union[str, Path]
+
+
+def which(name: str) -> Optional[str]:
+    """Full path of a program, also from the sbin folders that an ordinary user's PATH leaves out."""
+    path = os.environ.get("PATH", os.defpath)
+    return shutil.which(name, path=f"{path}:/usr/local/sbin:/usr/sbin:/sbin:/usr/libexec")
+
+
+def require(name: str, package: str) -> str:
+    """``which``, or CommandMissing that names the Debian ``package`` to install."""
+    found = which(name)
+    if not found:
+        raise CommandMissing(f"the program {name} is not installed here",
+                             f"install it: sudo apt-get install {package}")
+    return found
+
+
+def die_with_parent(parent: int) -> Callable[[], None]:
+    """A ``preexec_fn``: SIGKILL reaches the child when the parent goes away, even by kill -9."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def apply() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != parent:  # the parent died before prctl was heard
+            os._exit(1)
+
+    return apply
+
+
+def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[Mapping[str, str]] = None,
+        input: Optional[bytes] = None, timeout: Optional[float] = None, check: bool = True,
+        hint: str = "") -> subprocess.CompletedProcess[bytes]:
+    """Run a command to its end; stdout and stderr are captured as bytes.
+
+    Raises CommandMissing, or (with ``check``) CommandFailed with the end of its output; a command that
+    outlives ``timeout`` seconds is killed and is a CommandFailed too.
+    """
+    words = [str(word) for word in argv]
+    log.debug("run: %s", shlex.join(words))
+    try:
+        done = subprocess.run(words, cwd=cwd, env=env, input=input, timeout=timeout, capture_output=True,
+                              stdin=None if input is not None else subprocess.DEVNULL,
+                              preexec_fn=die_with_parent(os.getpid()))
+    except FileNotFoundError as missing:
+        raise CommandMissing(f"the program {words[0]} is not installed here", hint) from missing
+    except subprocess.TimeoutExpired as slow:
+        raise CommandFailed(f"{words[0]} did not end within {timeout:.0f} s", hint) from slow
+    if check and done.returncode:
+        tail = (done.stderr or done.stdout).decode(errors="replace").strip()[-2000:]
+        last = tail.splitlines()[-1] if tail else "it printed nothing"
+        raise CommandFailed(f"{Path(words[0]).name} ended with status {done.returncode}: {last}", hint,
+                            output=tail, returncode=done.returncode)
+    return done
+
+
+def spawn(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[Mapping[str, str]] = None,
+          pass_fds: Sequence[int] = (), stdout: Optional[IO[bytes]] = None,
+          stderr: Optional[IO[bytes]] = None) -> subprocess.Popen[bytes]:
+    """Start a long-lived helper in a session of its own (a terminal's Ctrl-C and Ctrl-Z come to us
+    alone, who then stop it in order). The caller ends and reaps it. Raises CommandMissing."""
+    words = [str(word) for word in argv]
+    log.debug("start: %s", shlex.join(words))
+    try:
+        return subprocess.Popen(words, cwd=cwd, env=env, pass_fds=pass_fds, stdin=subprocess.DEVNULL,
+                                stdout=stdout or subprocess.DEVNULL, stderr=stderr or subprocess.DEVNULL,
+                                start_new_session=True, preexec_fn=die_with_parent(os.getpid()))
+    except FileNotFoundError as missing:
+        raise CommandMissing(f"the program {words[0]} is not installed here",
+                             "see vmjob doctor for what this machine lacks") from missing
