@@ -1,0 +1,91 @@
+"""Documents from outside, checked once against the JSON schemas we ship (vmjob/schemas/).
+
+The same files complete job.yaml and recipes in an editor; ``vmjob schema NAME`` prints them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from vmjob.errors import JobError, VmjobError
+
+NAMES = ("job", "recipe", "manifest", "payload", "result")
+
+
+def schema_text(name: str) -> str:
+    """The JSON schema called ``name`` (one of NAMES) as shipped."""
+    import pkgutil  # finds package data in a zipped application too
+
+    data = pkgutil.get_data("vmjob", f"schemas/{name}.schema.json")
+    if data is None:
+        raise VmjobError(f"the schema {name} is missing from this installation", "reinstall vmjob")
+    return data.decode()
+
+
+@lru_cache(maxsize=None)
+def _checker(name: str) -> Callable[[Any], Any]:
+    import fastjsonschema
+
+    compiled: Callable[[Any], Any] = fastjsonschema.compile(json.loads(schema_text(name)), use_default=False)
+    return compiled
+
+
+def check(document: Any, name: str, where: str, error: type[VmjobError] = JobError) -> dict[str, Any]:
+    """``document`` itself if it fits schema ``name``; else ``error`` naming ``where`` (the file) and the key."""
+    import fastjsonschema
+
+    try:
+        _checker(name)(document)
+    except fastjsonschema.JsonSchemaValueException as wrong:
+        message, hint = _explain(wrong)
+        raise error(f"{where}: {message}", hint or f"vmjob schema {name} shows what is allowed") from wrong
+    if not isinstance(document, dict):
+        raise error(f"{where}: expected a mapping of keys to values", f"vmjob schema {name} shows what is allowed")
+    return document
+
+
+def _explain(wrong: Any) -> tuple[str, str]:
+    """One line for people, and the next action, from what the checker complains about."""
+    key = ".".join(str(part) for part in wrong.path[1:])
+    at = f"{key}: " if key else ""
+    if wrong.rule == "additionalProperties" and isinstance(wrong.value, dict):
+        known = wrong.definition.get("properties", {})
+        strange = sorted(str(k) for k in wrong.value if k not in known)
+        close = difflib.get_close_matches(strange[0], list(known), 1)
+        hint = f"did you mean '{close[0]}'?" if close else f"the keys known here: {', '.join(sorted(known))}"
+        return f"{at}unknown key '{strange[0]}'", hint
+    if wrong.rule == "required":
+        lacking = [k for k in wrong.rule_definition if k not in wrong.value]
+        return f"{at}the key '{lacking[0]}' is missing", ""
+    if wrong.rule == "enum":
+        return f"{at}{wrong.value!r} is not one of {', '.join(map(str, wrong.rule_definition))}", ""
+    if wrong.rule == "type":
+        wanted = wrong.rule_definition
+        return f"{at}expected {wanted if isinstance(wanted, str) else ' or '.join(wanted)}, found {wrong.value!r}", ""
+    text = str(wrong.message).replace("data." + key, "value").replace("data", "document", 1)
+    return f"{at}{text}", str(wrong.definition.get("description", ""))
+
+
+def load_yaml(path: Path, name: str, error: type[VmjobError] = JobError) -> dict[str, Any]:
+    """Read a YAML (or JSON) file and check it. Raises ``error`` naming the file, and line where YAML is broken."""
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as missing:
+        raise error(f"{path}: no such file", "check the path") from missing
+    except (OSError, UnicodeDecodeError) as unreadable:
+        raise error(f"{path}: cannot be read: {unreadable}", "check that it is a readable text file") from unreadable
+    try:
+        document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as broken:
+        mark = getattr(broken, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(broken, "problem", None) or "not valid"
+        raise error(f"{path}{line}: YAML: {problem}", "mend the line; indentation is by spaces") from broken
+    return check(document, name, str(path), error)
