@@ -1,0 +1,281 @@
+#!/bin/sh
+# The vmjob agent: runs one job in this guest and tells the host how it went.
+#
+#   agent job|system|disk       how this guest was booted (job: we are init's whole work)
+#
+# Needs a POSIX shell, tar and the usual small tools (dash + coreutils, or busybox); no network.
+# To the host it speaks lines on the virtio-serial port org.vmjob.0 (see docs/developer.md), and the
+# program's stdout and stderr go as raw bytes to org.vmjob.1 and org.vmjob.2. Until the host says
+# "go" nothing here belongs to any job, so a guest saved at "ready" can serve any job of the image.
+set -u
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH
+umask 022
+
+version=1
+boot=${1:-system}
+run=/run/vmjob
+job=$run/job
+work=/var/lib/vmjob/work
+beat=2
+newline='
+'
+
+say() { printf '%s\n' "$*" >&3; }
+
+power_off() {
+	# The host ends the machine when it has read "bye"; this is for the case that it does not.
+	if [ "$boot" = job ]; then
+		sync
+		echo o >/proc/sysrq-trigger
+		sleep 5
+		exec poweroff -f
+	fi
+	systemctl --no-block poweroff 2>/dev/null || poweroff
+	exit 0
+}
+
+# give_up KIND TEXT...: the job cannot be done in this guest
+give_up() {
+	say "error $*"
+	power_off
+}
+
+# find_port NAME: sets $found to the device of a virtio-serial port; udev may not be there, sysfs is
+find_port() {
+	found=
+	for entry in /sys/class/virtio-ports/*/name; do
+		[ -e "$entry" ] || continue
+		read -r name <"$entry" || :
+		[ "$name" = "$1" ] || continue
+		entry=${entry%/name}
+		found=/dev/${entry##*/}
+		return 0
+	done
+	return 1
+}
+
+# find_disk SERIAL: sets $found to the disk with that serial
+find_disk() {
+	found=
+	for entry in /sys/block/*/serial; do
+		[ -e "$entry" ] || continue
+		name=
+		read -r name <"$entry" || :
+		[ "$name" = "$1" ] || continue
+		entry=${entry%/serial}
+		found=/dev/${entry##*/}
+		return 0
+	done
+	return 1
+}
+
+open_channel() {
+	tries=0
+	until find_port org.vmjob.0 && [ -c "$found" ]; do
+		tries=$((tries + 1))
+		if [ $tries -gt 100 ]; then
+			echo "vmjob agent: no virtio-serial port org.vmjob.0: this guest was not started by vmjob" >&2
+			exit 1
+		fi
+		sleep 0.1 2>/dev/null || sleep 1
+	done
+	exec 3<>"$found"
+}
+
+# Everything about the job comes as lines: "file NAME" and then its lines, each behind "|"; "go" ends it.
+receive_job() {
+	rm -rf "$run"
+	mkdir -p "$job/machinefeatures" "$job/jobfeatures"
+	epoch='' seed='' target=/dev/null
+	while :; do
+		# reading fails while nobody holds the host's end
+		IFS= read -r line <&3 || { sleep 1; continue; }
+		case $line in
+		"|"*) printf '%s\n' "${line#?}" >>"$target" ;;
+		"file "*) target=$job/${line#file }; : >"$target" ;;
+		"start "*) line=${line#start }; epoch=${line% *} seed=${line#* } ;;
+		go) return 0 ;;
+		esac
+	done
+}
+
+# The guest may have been restored from a file: its clock is old and its random pool is known.
+become_fresh() {
+	date -u -s "@$epoch" >/dev/null 2>&1 || :
+	printf '%s' "$seed" >/dev/urandom || :
+}
+
+make_user() {
+	read -r user <"$job/user"
+	group=
+	while IFS=: read -r name _ uid gid _ home _; do
+		[ "$name" = "$user" ] && group=$gid && break
+	done </etc/passwd
+	if [ -z "$group" ]; then
+		useradd -m "$user" 2>/dev/null || adduser -D "$user" 2>/dev/null ||
+			give_up user "there is no user $user in the image, and none can be made"
+		make_user
+		return
+	fi
+	[ -d "$home" ] || home=$work
+	rm -rf "${work:?}"
+	mkdir -p "$work"
+	chown "$uid:$group" "$work"
+	# setpriv (util-linux) changes the user without a process in between; busybox's cannot, its su does
+	if [ "$uid" = 0 ]; then as_user=''
+	elif setpriv --reuid="$uid" --regid="$group" --init-groups true 2>/dev/null; then
+		as_user="setpriv --reuid=$uid --regid=$group --init-groups"
+	else
+		as_user=su
+	fi
+}
+
+# user_sh SCRIPT: run a shell script file as the job's user, with no process of ours between
+# shellcheck disable=SC2086  # $as_user is several words
+user_sh() {
+	case $as_user in
+	'') exec "$session" /bin/sh "$1" ;;
+	su) exec "$session" su -s /bin/sh "$user" -c "exec /bin/sh $1" ;;
+	*) exec "$session" $as_user /bin/sh "$1" ;;
+	esac
+}
+
+unpack_inputs() {
+	find_disk vmjob-in || return 0
+	# tar runs as the user, so that the files are the user's; O_DIRECT is 10 times as fast as through the page cache
+	printf 'umask 022; exec tar -xf - -C %s\n' "$work" >"$run/unpack.sh"
+	{ dd if="$found" bs=1M iflag=direct 2>"$run/dd.log" || cat "$found"; } |
+		( session="env"; user_sh "$run/unpack.sh" ) 2>"$run/unpack.log" ||
+		give_up inputs "tar cannot unpack the inputs in the guest: $(tail -n 1 "$run/unpack.log")"
+}
+
+# The program's stdout and stderr are named pipes that the user owns: "> /dev/stderr" works in it.
+run_program() {
+	find_port org.vmjob.1 && out_port=$found
+	find_port org.vmjob.2 && err_port=$found
+	mkfifo -m 600 "$run/out" "$run/err"
+	chown "$uid:$group" "$run/out" "$run/err" "$run/pid"
+	cat "$run/out" >"$out_port" & out_cat=$!
+	cat "$run/err" >"$err_port" & err_cat=$!
+	{
+		echo "echo \$\$ >$run/pid"
+		echo "HOME='$home' USER='$user' LOGNAME='$user' SHELL=/bin/sh TMPDIR=/tmp"
+		echo "MACHINEFEATURES=$job/machinefeatures JOBFEATURES=$job/jobfeatures VMJOB_WORK=$work VMJOB_BOOT=$boot"
+		echo 'export HOME USER LOGNAME SHELL TMPDIR MACHINEFEATURES JOBFEATURES VMJOB_WORK VMJOB_BOOT'
+		echo 'unset NOTIFY_SOCKET INVOCATION_ID JOURNAL_STREAM'
+		echo "cd $work || exit 126"
+		cat "$job/job.sh"
+	} >"$run/program.sh"
+	chmod -R a+rX "$run"
+	say started
+	# In the foreground: a shell starts background commands with SIGINT ignored.
+	( user_sh "$run/program.sh" ) </dev/null >"$run/out" 2>"$run/err" 3>&-
+	status=$?
+	# What the program left running would keep the pipes open for ever.
+	read -r pid <"$run/pid" || pid=
+	case $pid in *[!0-9]* | '' | 0 | 1) ;; *) kill -KILL "-$pid" 2>/dev/null ;; esac
+	( sleep 3; end_user ) & guard=$!
+	wait "$out_cat" "$err_cat"
+	kill "$guard" 2>/dev/null
+	say "exit $status"
+}
+
+# end_user: kill every process of the job's user
+end_user() {
+	[ "$uid" = 0 ] && { kill "$out_cat" "$err_cat"; return; }
+	echo 'kill -KILL -1' >"$run/end.sh"
+	( session="env"; user_sh "$run/end.sh" ) >/dev/null 2>&1
+	sleep 1
+	kill "$out_cat" "$err_cat" 2>/dev/null
+}
+
+heartbeat() {
+	count=0
+	while sleep $beat; do
+		count=$((count + 1))
+		say "heartbeat $count"
+	done
+}
+
+# "shutdown SECONDS": the program is told with SIGTERM, and killed when the seconds are over
+listen() {
+	while :; do
+		IFS= read -r line <&3 || { sleep 1; continue; }
+		case $line in
+		"shutdown "*)
+			until [ -s "$run/pid" ]; do sleep 1; done # the inputs are still being unpacked
+			read -r pid <"$run/pid"
+			case $pid in *[!0-9]* | '' | 0 | 1) continue ;; esac
+			kill -TERM "-$pid" 2>/dev/null || kill -TERM "$pid" 2>/dev/null
+			( sleep "${line#shutdown }"; kill -KILL "-$pid" || kill -KILL "$pid" ) 2>/dev/null &
+			;;
+		esac
+	done
+}
+
+# Names the files to return in $run/list; tells which globs match nothing.
+find_outputs() {
+	: >"$run/list"
+	seen=$newline
+	saved=$IFS
+	while IFS= read -r glob; do
+		IFS='' matched=''
+		for one in $glob; do
+			[ -e "$one" ] || [ -L "$one" ] || continue
+			matched=1
+			case $one in -*) one=./$one ;; esac
+			case $seen in *"$newline$one$newline"*) continue ;; esac
+			seen=$seen$one$newline
+			printf '%s\n' "$one" >>"$run/list"
+		done
+		IFS=$saved
+		[ "$matched" ] || say "missing $glob"
+	done <"$job/outputs"
+}
+
+# A tar archive straight onto the output disk. O_DIRECT: what is written is in the host's file.
+write_outputs() {
+	cd "$work" || return
+	find_outputs
+	[ -s "$run/list" ] || { say "outputs none"; return; }
+	find_disk vmjob-out || { say "outputs failed there is no output disk"; return; }
+	sparse=
+	case $(tar --version 2>/dev/null) in *GNU*) sparse=-S ;; esac
+	{
+		tar $sparse -cf - -T "$run/list" 2>"$run/tar.log"
+		echo $? >"$run/tar.status"
+	} | dd of="$found" bs=1M iflag=fullblock oflag=direct conv=sync 2>"$run/dd.log"
+	written=$?
+	read -r packed <"$run/tar.status" || packed=1
+	if [ $written -ne 0 ]; then
+		case $(cat "$run/dd.log") in
+		*[Nn]"o space"*) say "outputs toolarge" ;;
+		*) say "outputs failed $(head -n 1 "$run/dd.log")" ;;
+		esac
+	elif [ "$packed" -ne 0 ]; then
+		say "outputs failed $(tail -n 1 "$run/tar.log")"
+	else
+		say "outputs ok"
+	fi
+}
+
+open_channel
+read -r kernel </proc/sys/kernel/osrelease
+say "hello $version $boot $kernel"
+say ready
+receive_job
+
+: >"$run/pid"
+listen & listener=$!
+heartbeat & heart=$!
+become_fresh
+session="setsid"
+command -v setsid >/dev/null || session="env"
+make_user
+unpack_inputs
+run_program
+write_outputs
+kill "$heart" "$listener" 2>/dev/null
+say bye
+power_off

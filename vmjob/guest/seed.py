@@ -1,0 +1,62 @@
+"""The cloud-init NoCloud seed: how our agent gets into a cloud image that knows nothing of us.
+
+An ISO 9660 image with the volume label ``cidata`` and the files ``meta-data`` and ``user-data``
+(cloud-init documentation, datasource NoCloud).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+_UNIT = """[Unit]
+Description=vmjob agent
+After=cloud-config.service
+[Service]
+ExecStart=/bin/sh /run/vmjob-agent disk
+StandardOutput=journal+console
+KillMode=none
+"""
+
+
+def agent_text() -> str:
+    """The agent's source as shipped."""
+    import pkgutil
+
+    return (pkgutil.get_data("vmjob", "guest/agent.sh") or b"").decode()
+
+
+def user_data(agent: str) -> str:
+    """cloud-config that writes the agent and starts it beside cloud-init, not inside it: a program that
+    runs for hours must not keep the boot waiting. JSON is YAML, and quotes everything safely."""
+    config = {
+        "write_files": [
+            {"path": "/run/vmjob-agent", "permissions": "0755", "content": agent},
+            {"path": "/run/systemd/system/vmjob-agent.service", "permissions": "0644", "content": _UNIT},
+        ],
+        "runcmd": [["sh", "-c", "if [ -d /run/systemd/system ]; then systemctl daemon-reload && systemctl start --no-block"
+                    " vmjob-agent.service; else setsid sh /run/vmjob-agent disk & fi"]],
+    }
+    return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"
+
+
+def meta_data(instance: str) -> str:
+    """``instance`` differs from run to run, or cloud-init takes the guest for one it has set up already."""
+    return json.dumps({"instance-id": instance, "local-hostname": "vmjob"}) + "\n"
+
+
+def write_seed(target: Path, instance: str) -> None:
+    """Write the seed image to ``target``."""
+    import pycdlib
+
+    iso = pycdlib.PyCdlib()
+    iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
+    try:
+        for name, text in (("user-data", user_data(agent_text())), ("meta-data", meta_data(instance))):
+            data = text.encode()
+            iso.add_fp(io.BytesIO(data), len(data), f"/{name.replace('-', '').upper()};1", rr_name=name,
+                       joliet_path=f"/{name}")
+        iso.write(str(target))
+    finally:
+        iso.close()

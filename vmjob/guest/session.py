@@ -1,0 +1,174 @@
+"""One guest, watched from outside: boot → program → outputs, over the streams of a running machine.
+
+Times are by the host's clock alone; heartbeats are counted, never dated. While the guest is paused no
+silence is held against it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Optional
+
+from vmjob.errors import AgentFailed, BootFailed, GuestHung, GuestVanished, KernelPanic, VmjobError
+from vmjob.guest.channel import Channel, State, clean
+from vmjob.progress import Reporter
+
+_CONSOLE_CAP = 4 * 2**20  # a guest can print for ever; its log may not grow for ever
+_TAIL = 16 * 1024
+_PANIC = b"Kernel panic - not syncing"
+
+
+class Session:
+    """Reads the four streams of a guest in the background until it is closed.
+
+    ``silence``: seconds without any sign after which a guest that runs counts as hung. The caller
+    closes it (``close``) after the machine has ended, so that the last bytes are heard.
+    """
+
+    def __init__(self, reporter: Reporter, console_log: Path, silence: float) -> None:
+        self.channel = Channel()
+        self.paused = False
+        self.bytes_out = 0
+        self._reporter = reporter
+        self._console_log = console_log
+        self._silence = silence
+        self._tail = b""
+        self._failure: Optional[VmjobError] = None
+        self._news = asyncio.Event()
+        self._heard = time.monotonic()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._writer: Optional[asyncio.StreamWriter] = None
+
+    def attach(self, control: asyncio.StreamReader, writer: asyncio.StreamWriter, stdout: asyncio.StreamReader,
+               stderr: asyncio.StreamReader, console: asyncio.StreamReader) -> None:
+        """Begin to read the streams."""
+        self._writer = writer
+        console_task = asyncio.ensure_future(self._read_console(console))
+        self._tasks = [
+            asyncio.ensure_future(self._pump(stdout, lambda data: self._output("stdout", data))),
+            asyncio.ensure_future(self._pump(stderr, lambda data: self._output("stderr", data))),
+            console_task,
+            asyncio.ensure_future(self._read_control(control, console_task)),
+        ]
+
+    # ------------------------------------------------------------ what the flow waits for
+
+    async def booted(self, timeout: float) -> None:
+        """Until the agent says it is ready. Raises BootFailed after ``timeout`` seconds, KernelPanic, GuestVanished."""
+        deadline = time.monotonic() + timeout
+        while self.channel.state < State.READY:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise BootFailed(f"the guest did not say hello within {timeout:.0f} s",
+                                 "see the end of the console in result.json; a slower machine needs a larger "
+                                 "VMJOB_BOOT_TIMEOUT")
+            await self._wait(left)
+
+    async def send(self, lines: bytes) -> None:
+        """Send lines to the agent."""
+        if self._writer is None:
+            raise RuntimeError("attach comes first")
+        self._writer.write(lines)
+        await self._writer.drain()
+        self._heard = time.monotonic()
+
+    async def reached(self, state: State, until: Callable[[], Optional[float]]) -> bool:
+        """Wait for ``state``; False when the moment ``until()`` (monotonic, asked again and again; None: no
+        limit) has passed. Raises GuestHung, KernelPanic, GuestVanished, AgentFailed."""
+        while self.channel.state < state:
+            moment = until()
+            left = 3600.0 if moment is None else moment - time.monotonic()
+            if left <= 0:
+                return False
+            if self.paused:
+                self._heard = time.monotonic()
+            quiet = self._heard + self._silence - time.monotonic()
+            if quiet <= 0:
+                raise GuestHung(f"the guest gave no sign of life for {self._silence:.0f} s",
+                                "its kernel hangs or the node is overloaded; see the console in result.json")
+            await self._wait(min(left, quiet, 1.0))
+        return True
+
+    async def close(self) -> None:
+        """Hear the streams to their ends (the machine has ended; at most 2 s), then stop reading."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=2)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._writer is not None:
+            self._writer.close()
+
+    def fail(self, failure: VmjobError) -> None:
+        """End every wait with ``failure``; the first one stands."""
+        self._failure = self._failure or failure
+        self._news.set()
+
+    def wake(self) -> None:
+        """Have the waits ask ``until`` again."""
+        self._news.set()
+
+    @property
+    def console_tail(self) -> tuple[str, ...]:
+        """The last lines of the guest's console, made fit for printing."""
+        return tuple(clean(line) for line in self._tail.splitlines()[-40:])
+
+    # ------------------------------------------------------------ reading
+
+    async def _wait(self, timeout: float) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._news.clear()
+        try:
+            await asyncio.wait_for(self._news.wait(), timeout)
+        except asyncio.TimeoutError:
+            return
+        if self._failure is not None:
+            raise self._failure
+
+    async def _pump(self, reader: asyncio.StreamReader, take: Callable[[bytes], None]) -> None:
+        while data := await _read(reader):
+            take(data)
+
+    def _output(self, stream: str, data: bytes) -> None:
+        self.bytes_out += len(data)
+        self._reporter.output(stream, data)
+
+    async def _read_control(self, reader: asyncio.StreamReader, console: Awaitable[None]) -> None:
+        def take(data: bytes) -> None:
+            self._heard = time.monotonic()
+            try:
+                self.channel.feed(data)
+            except AgentFailed as failure:
+                self.fail(failure)
+            self._news.set()
+
+        await self._pump(reader, take)
+        if self.channel.state < State.BYE:
+            await asyncio.wait([asyncio.ensure_future(console)], timeout=1)  # a panic's last words explain it
+            self.fail(GuestVanished("the guest ended without telling a result",
+                                    "the program or the kernel powered the guest off, or QEMU was killed; "
+                                    "see the console in result.json"))
+
+    async def _read_console(self, reader: asyncio.StreamReader) -> None:
+        written = 0
+        with self._console_log.open("wb") as log:
+            while data := await _read(reader):
+                self._tail = (self._tail + data)[-_TAIL:]
+                log.write(data[:max(0, _CONSOLE_CAP - written)])
+                log.flush()
+                written += len(data)
+                if _PANIC in self._tail and self.channel.state < State.BYE:
+                    words = self._tail[self._tail.index(_PANIC):].splitlines()[0]
+                    self.fail(KernelPanic(f"the guest's kernel panicked: {clean(words)[:200]}",
+                                          "see the console in result.json; the image or its boot method is at fault"))
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read(256 * 1024)
+    except ConnectionError:  # QEMU was killed
+        return b""

@@ -1,0 +1,100 @@
+"""job.yaml → Job. The shape is in schemas/job.schema.json; here is what a schema cannot say."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any, Optional
+
+from vmjob.errors import JobError
+from vmjob.model import Accel, Boot, Input, Job, Network, Resources
+from vmjob.units import parse_duration, parse_size
+
+
+def load_job(path: Path) -> Job:
+    """Read a job file. Raises JobError that names the file and the key."""
+    from vmjob.schema import load_yaml
+
+    document = load_yaml(path, "job")
+    fallback = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")[:64]
+    return job_from(document, str(path), fallback or "job")
+
+
+def job_from(document: dict[str, Any], where: str, name: str = "job") -> Job:
+    """A checked document as a Job; ``where`` names it in messages. Raises JobError."""
+    command, script = document.get("command", ()), document.get("script", "")
+    if bool(command) == bool(script):
+        raise JobError(f"{where}: give either 'command' or 'script'" + (", not both" if command else ""),
+                       "command: [./program, argument] or script: | and the lines below it")
+    return Job(
+        name=document.get("name", name),
+        image=document["image"],
+        command=_command(command, where),
+        script=script,
+        inputs=tuple(_input(one, f"{where}: inputs[{n}]") for n, one in enumerate(document.get("inputs", ()))),
+        outputs=tuple(check_output(glob, f"{where}: outputs") for glob in document.get("outputs", ())),
+        environment=tuple(sorted((key, _env_text(value, f"{where}: environment.{key}"))
+                                 for key, value in document.get("environment", {}).items())),
+        resources=_resources(document.get("resources", {}), where),
+        accel=Accel(document.get("accel", "auto")),
+        network=Network(document.get("network", "nat")),
+        user=document.get("user", ""),
+        boot=Boot(document["boot"]) if "boot" in document else None,
+    )
+
+
+def check_output(glob: str, where: str) -> str:
+    """An output glob that stays in the guest's work folder. Raises JobError."""
+    if glob.startswith(("/", "-")) or ".." in glob.split("/") or re.search(r"[\x00-\x1f]", glob):
+        raise JobError(f"{where}: {glob!r} must be a path below the work folder",
+                       "copy the file into the work folder at the end of the program, and name it here")
+    return glob
+
+
+def parse_input(text: str, where: str) -> Input:
+    """``PATH`` or ``PATH:NAME`` of the command line. Raises JobError."""
+    source, _, target = text.partition(":")
+    return _input({"from": source, "to": target} if target else source, where)
+
+
+def _command(command: Any, where: str) -> tuple[str, ...]:
+    if isinstance(command, str):
+        try:
+            return tuple(shlex.split(command))
+        except ValueError as bad:
+            raise JobError(f"{where}: command: {bad}", "balance the quotes, or write it as a list") from bad
+    words = tuple(str(word) for word in command)
+    if any("\x00" in word for word in words):
+        raise JobError(f"{where}: command: a word holds a NUL byte", "remove it")
+    return words
+
+
+def _input(one: Any, where: str) -> Input:
+    if isinstance(one, str):
+        one = {"from": one}
+    strange = sorted(set(one) - {"from", "to"})
+    if strange or not isinstance(one.get("from"), str) or not one["from"]:
+        raise JobError(f"{where}: expected a path, or {{from: path, to: name}}"
+                       + (f", found the key '{strange[0]}'" if strange else ""), "see vmjob schema job")
+    target = str(one.get("to", ""))
+    if target.startswith("/") or ".." in target.split("/"):
+        raise JobError(f"{where}: to: {target!r} must stay below the work folder", "write a relative path")
+    return Input(one["from"], target)
+
+
+def _env_text(value: Any, where: str) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if "\x00" in text:
+        raise JobError(f"{where}: holds a NUL byte", "remove it")
+    return text
+
+
+def _resources(document: dict[str, Any], where: str) -> Resources:
+    def size(key: str) -> Optional[int]:
+        return parse_size(document[key], f"{where}: resources.{key}") if key in document else None
+
+    walltime = document.get("walltime")
+    return Resources(
+        cpus=document.get("cpus"), memory=size("memory"), disk=size("disk"),
+        walltime=None if walltime is None else parse_duration(walltime, f"{where}: resources.walltime"))
