@@ -152,8 +152,8 @@ class Payload:
 
 @dataclass(frozen=True)
 class Slot:
-    """What the batch system granted. None means: it set no limit. Bytes and seconds;
-    ``time_left`` counts from ``detect`` on. ``source`` names who said so (htcondor, slurm, pbs, cgroup, mjf, machine)."""
+    """What the batch system granted. None means: it set no limit. Bytes and seconds; ``time_left``
+    counts from ``detect`` on. ``sources`` names who said so (htcondor, slurm, pbs, cgroup, mjf, machine)."""
 
     kind: str
     scratch: Path
@@ -181,6 +181,7 @@ class QemuInfo:
     path: str
     version: tuple[int, ...]
     machines: tuple[str, ...] = ()
+    netdevs: tuple[str, ...] = ()
 
     @property
     def version_text(self) -> str:
@@ -200,7 +201,9 @@ class Granted:
 @dataclass(frozen=True)
 class VmSpec:
     """Everything the QEMU command line depends on; see vm.cmdline. Socket paths are relative to
-    QEMU's working folder (a private 0700 folder), so that their length never matters."""
+    QEMU's working folder (a private 0700 folder), so that their length never matters. ``backing`` is
+    the image below ``overlay``, its format told so that QEMU never guesses; ``netdev`` and
+    ``netdev_extra`` come from vm.net.network."""
 
     qemu: str
     accel: str
@@ -215,10 +218,13 @@ class VmSpec:
     firmware_code: str = ""
     firmware_vars: str = ""
     overlay: str = ""
+    backing: str = ""
+    backing_format: str = ""
     input_disk: str = ""
     output_disk: str = ""
     seed_disk: str = ""
     netdev: str = ""
+    netdev_extra: tuple[str, ...] = ()
     cpu_model: str = ""
     sockets: tuple[tuple[str, str], ...] = ()
 
@@ -288,6 +294,11 @@ class Result:
     started: float = 0.0
     ended: float = 0.0
     host: str = ""
+
+    @property
+    def failure_kind(self) -> str:
+        """Name of the failure, or nothing."""
+        return self.failure.kind if self.failure else ""
 
     def to_json(self) -> dict[str, Any]:
         """The document of result.schema.json."""

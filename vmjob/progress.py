@@ -31,6 +31,9 @@ class Reporter:
         """A progress bar; ``total`` None where the end is not known. The caller closes it (context manager)."""
         return Bar()
 
+    def tick(self, percent: Optional[int] = None) -> None:
+        """The stage still runs (called about every second); ``percent``: what the program says of its progress."""
+
     def output(self, stream: str, data: bytes) -> None:
         """Bytes of the program in the guest; ``stream`` is stdout or stderr."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def schema_text(name: str) -> str:
     return data.decode()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _checker(name: str) -> Callable[[Any], Any]:
     import fastjsonschema
 

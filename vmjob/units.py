@@ -71,6 +71,6 @@ def format_duration(seconds: float) -> str:
     """``95 -> '1m35s'``; below a minute with two decimals: ``'1.75 s'``."""
     if seconds < 60:
         return f"{seconds:.2f} s"
-    minutes, rest = divmod(int(round(seconds)), 60)
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m{rest:02d}s" if hours else f"{minutes}m{rest:02d}s"

@@ -5,7 +5,7 @@ Guest to host, one message a line (at most MAX_LINE bytes)::
     hello VERSION BOOT KERNEL      once, when the agent runs
     ready                          it waits; nothing of a job has been read
     started                        the program runs
-    heartbeat N                    every two seconds while it runs
+    heartbeat N [PERCENT]          every two seconds from "go" on; what the program says of its progress
     exit STATUS                    0–255; 128+N: killed by signal N, as shells tell it
     missing GLOB                   an output that is not there
     outputs ok|none|toolarge|failed [TEXT]
@@ -47,6 +47,7 @@ class Channel:
     boot: str = ""
     kernel: str = ""
     heartbeats: int = 0
+    percent: Optional[int] = None
     exit_status: Optional[int] = None
     missing: list[str] = field(default_factory=list)
     outputs: str = ""
@@ -90,8 +91,11 @@ class Channel:
     def _on_started(self, _text: str) -> None:
         self._step(State.READY, State.STARTED, "started")
 
-    def _on_heartbeat(self, _text: str) -> None:
+    def _on_heartbeat(self, text: str) -> None:
         self.heartbeats += 1  # one may still be on its way when the program ends
+        percent = text.partition(" ")[2]
+        if re.fullmatch(r"[0-9]{1,3}", percent):
+            self.percent = min(100, int(percent))
 
     def _on_exit(self, text: str) -> None:
         self._step(State.STARTED, State.EXITED, "exit")

@@ -35,8 +35,8 @@ def user_data(agent: str) -> str:
             {"path": "/run/vmjob-agent", "permissions": "0755", "content": agent},
             {"path": "/run/systemd/system/vmjob-agent.service", "permissions": "0644", "content": _UNIT},
         ],
-        "runcmd": [["sh", "-c", "if [ -d /run/systemd/system ]; then systemctl daemon-reload && systemctl start --no-block"
-                    " vmjob-agent.service; else setsid sh /run/vmjob-agent disk & fi"]],
+        "runcmd": [["sh", "-c", "if [ -d /run/systemd/system ]; then systemctl daemon-reload &&"
+                    " systemctl start --no-block vmjob-agent.service; else setsid sh /run/vmjob-agent disk & fi"]],
     }
     return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"
 

@@ -18,6 +18,7 @@ from vmjob.progress import Reporter
 
 _CONSOLE_CAP = 4 * 2**20  # a guest can print for ever; its log may not grow for ever
 _TAIL = 16 * 1024
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _PANIC = b"Kernel panic - not syncing"
 
 
@@ -41,17 +42,19 @@ class Session:
         self._heard = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self._writer: Optional[asyncio.StreamWriter] = None
+        self._writers: list[asyncio.StreamWriter] = []
 
-    def attach(self, control: asyncio.StreamReader, writer: asyncio.StreamWriter, stdout: asyncio.StreamReader,
-               stderr: asyncio.StreamReader, console: asyncio.StreamReader) -> None:
-        """Begin to read the streams."""
-        self._writer = writer
-        console_task = asyncio.ensure_future(self._read_console(console))
+    def attach(self, control: Stream, stdout: Stream, stderr: Stream, console: Stream) -> None:
+        """Begin to read the streams; ``close`` closes their writers."""
+        self._writer = control[1]
+        # kept, as a writer that is collected closes its connection
+        self._writers = [stream[1] for stream in (control, stdout, stderr, console)]
+        console_task = asyncio.ensure_future(self._read_console(console[0]))
         self._tasks = [
-            asyncio.ensure_future(self._pump(stdout, lambda data: self._output("stdout", data))),
-            asyncio.ensure_future(self._pump(stderr, lambda data: self._output("stderr", data))),
+            asyncio.ensure_future(self._pump(stdout[0], lambda data: self._output("stdout", data))),
+            asyncio.ensure_future(self._pump(stderr[0], lambda data: self._output("stderr", data))),
             console_task,
-            asyncio.ensure_future(self._read_control(control, console_task)),
+            asyncio.ensure_future(self._read_control(control[0], console_task)),
         ]
 
     # ------------------------------------------------------------ what the flow waits for
@@ -65,7 +68,7 @@ class Session:
                 raise BootFailed(f"the guest did not say hello within {timeout:.0f} s",
                                  "see the end of the console in result.json; a slower machine needs a larger "
                                  "VMJOB_BOOT_TIMEOUT")
-            await self._wait(left)
+            await self._wait(min(left, 1.0))
 
     async def send(self, lines: bytes) -> None:
         """Send lines to the agent."""
@@ -98,9 +101,11 @@ class Session:
             _, late = await asyncio.wait(self._tasks, timeout=2)
             for task in late:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._writer is not None:
-            self._writer.close()
+            for wrong in await asyncio.gather(*self._tasks, return_exceptions=True):
+                if isinstance(wrong, Exception):
+                    raise wrong
+        for writer in self._writers:
+            writer.close()
 
     def fail(self, failure: VmjobError) -> None:
         """End every wait with ``failure``; the first one stands."""
@@ -119,6 +124,7 @@ class Session:
     # ------------------------------------------------------------ reading
 
     async def _wait(self, timeout: float) -> None:
+        self._reporter.tick(self.channel.percent)
         if self._failure is not None:
             raise self._failure
         self._news.clear()

@@ -1,0 +1,243 @@
+"""The payload as one folder or tar file, and vmjob.pyz: this program with all it needs, for bare nodes.
+
+vmjob.pyz is made offline from what the running Python has installed; only pure Python goes in, and only
+releases that still run on Python 3.9, because that is what a node may have.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import vmjob
+from vmjob.errors import FolderBusy, JobError, ScratchFull, VmjobError
+from vmjob.files import FULL, place, real_kind, remove_tree
+from vmjob.model import Payload
+from vmjob.payload import INPUT, NAME, image_place, write_payload
+from vmjob.progress import Reporter
+
+WRAPPER = "vmjob-wrapper.sh"
+PYZ = "vmjob.pyz"
+OLDEST = (3, 9)
+# Distribution → folder of the module in it that travels.
+CARRIED = {"PyYAML": "yaml", "qemu.qmp": "qemu/qmp", "requests": "requests", "urllib3": "urllib3", "idna": "idna",
+           "certifi": "certifi", "charset-normalizer": "charset_normalizer", "tqdm": "tqdm", "pycdlib": "pycdlib",
+           "fastjsonschema": "fastjsonschema"}
+# What no worker runs: interactive tools, notebooks, other event loops, test data.
+_LEFT_OUT = re.compile(r"/(__pycache__|tests?|docs?|contrib/emscripten)/|\.(pyc|pyi|so|typed|1|sh\.in)$"
+                       r"|^qemu/qmp/(qmp_shell|qmp_tui)\.py$|^charset_normalizer/cli/|^tqdm/(contrib/|completion\.sh$"
+                       r"|(keras|dask|tk|rich|notebook|autonotebook|_tqdm_notebook)\.py$)|^yaml/cyaml\.py$")
+_MAIN = """import sys
+if sys.version_info < (3, 9):
+    sys.exit("vmjob needs Python 3.9 or newer, this is " + sys.version.split()[0])
+from vmjob.cli.main import main
+sys.exit(main())
+"""
+
+
+def build_pyz(target: Path) -> None:
+    """Write the application vmjob.pyz: the same bytes from the same installed versions; about 1 MB.
+
+    Raises VmjobError when something it needs is not installed, or does not run on Python 3.9.
+    """
+    running = getattr(vmjob.__spec__.loader, "archive", None) if vmjob.__spec__ else None
+    if running:  # we are such a file ourselves
+        shutil.copyfile(running, target)
+        return
+    import zipfile
+
+    with target.open("wb") as file:
+        file.write(b"#!/usr/bin/env python3\n")
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+            for name, data in sorted(_contents()):
+                entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+                entry.external_attr = 0o644 << 16
+                entry.create_system = 3
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(entry, data)
+    target.chmod(0o755)
+
+
+def _contents() -> Iterator[tuple[str, bytes]]:
+    yield "__main__.py", _MAIN.encode()
+    yield "qemu/__init__.py", b""  # a namespace package elsewhere; zipimport wants a folder entry or this
+    yield f"vmjob/wrappers/{WRAPPER}", wrapper_text()
+    own = Path(vmjob.__file__).parent
+    yield from _folder(own, "vmjob", leave_out=f"vmjob/wrappers/{WRAPPER}")
+    for distribution, module in CARRIED.items():
+        yield from _licences(distribution)
+        yield from _folder(_module_folder(module, distribution), module)
+
+
+def _folder(folder: Path, name: str, leave_out: str = "") -> Iterator[tuple[str, bytes]]:
+    for path in folder.rglob("*"):
+        inside = f"{name}/{path.relative_to(folder).as_posix()}"
+        if path.is_file() and inside != leave_out and not _LEFT_OUT.search(inside):
+            yield inside, path.read_bytes()
+
+
+def _licences(distribution: str) -> Iterator[tuple[str, bytes]]:
+    """The licence texts, which must travel with copies; after a check that this release runs on old Pythons."""
+    from importlib import metadata
+
+    try:
+        found = metadata.distribution(distribution)
+    except metadata.PackageNotFoundError as missing:
+        raise VmjobError(f"the Python package {distribution} is not installed here, and vmjob.pyz needs it",
+                         f"install it: pip install {distribution}") from missing
+    wanted = found.metadata["Requires-Python"] or ""
+    if not runs_on(wanted, OLDEST):
+        raise VmjobError(f"{distribution} {found.version} needs Python {wanted}; vmjob.pyz must run on "
+                         f"{'.'.join(map(str, OLDEST))}",
+                         f"install a release that does: pip install '{distribution}<{found.version}'")
+    for file in found.files or ():
+        if ".dist-info" in file.parts[0] and re.match(r"(LICEN[CS]E|COPYING|NOTICE)", file.name):
+            yield f"licences/{distribution}/{file.name}", Path(str(file.locate())).read_bytes()
+
+
+def runs_on(wanted: str, version: tuple[int, int]) -> bool:
+    """Does ``version`` fit the clauses of a Requires-Python?"""
+    for clause in filter(None, (part.strip() for part in wanted.split(","))):
+        found = re.match(r"(>=|<=|==|!=|~=|>|<)\s*(\d+)(?:\.(\d+))?(\.\d+|\.\*)?", clause)
+        if not found:
+            return False
+        sign, bound = found.group(1), (int(found.group(2)), int(found.group(3) or 0))
+        loose = found.group(4) not in (None, ".*", ".0")  # 3.9.2 and the like: some micro releases of 3.9 do
+        equal = version == bound if found.group(3) else version[0] == bound[0]
+        fits = {">=": version >= bound, ">": version > bound or (loose and equal), "<=": version <= bound,
+                "<": version < bound or (loose and equal), "==": equal, "!=": not equal or loose,
+                "~=": version >= bound and version[0] == bound[0]}
+        if not fits[sign]:
+            return False
+    return True
+
+
+def _module_folder(module: str, distribution: str) -> Path:
+    from importlib.util import find_spec
+
+    try:
+        spec = find_spec(module.replace("/", "."))
+    except ImportError:
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise VmjobError(f"the module {module} of {distribution} is not in this Python",
+                         f"install it again: pip install --force-reinstall {distribution}")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def wrapper_text() -> bytes:
+    """The wrapper script: package data of an installation, or a neighbour in a checkout."""
+    import pkgutil
+
+    try:
+        data = pkgutil.get_data("vmjob", f"wrappers/{WRAPPER}")
+    except OSError:
+        data = None
+    if data is not None:
+        return data
+    neighbour = Path(vmjob.__file__).parent.parent / "wrappers" / WRAPPER
+    try:
+        return neighbour.read_bytes()
+    except OSError as missing:
+        raise VmjobError(f"{neighbour} is missing from this installation", "reinstall vmjob") from missing
+
+
+# ---------------------------------------------------------------- the payload
+
+
+def pack(payload: Payload, target: Path, reporter: Reporter) -> int:
+    """Write the payload as the folder ``target``, or as one file where it ends in ``.tar``; its size in bytes.
+
+    An older payload there is replaced, all at once; files of the image are linked, not copied, where the disk can.
+    Raises JobError when something else is in the way, ScratchFull.
+    """
+    _check_target(target)
+    parent = target.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(prefix=".vmjob-pack-", dir=parent))
+    except OSError as refused:
+        raise JobError(f"{parent}: {refused.strerror}", "choose a folder that may be written") from refused
+    try:
+        folder = hidden / "payload"
+        folder.mkdir()
+        _write_small(folder, payload)
+        large = _large(payload)
+        if target.name.endswith(".tar"):
+            size = _as_tar(folder, large, hidden / "payload.tar", reporter)
+            (hidden / "payload.tar").replace(target)
+        else:
+            size = _as_folder(folder, large)
+            _swap(folder, target, hidden / "old")
+        return size
+    except OSError as trouble:
+        if trouble.errno in FULL:
+            raise ScratchFull(f"{target}: {trouble.strerror}", "free some space there") from trouble
+        raise JobError(f"{target}: {trouble}", "check that the folder may be written") from trouble
+    finally:
+        remove_tree(hidden)
+
+
+def _check_target(target: Path) -> None:
+    if target.name.endswith(".tar"):
+        if real_kind(target) == "folder":
+            raise JobError(f"{target} is a folder", "give another name, or one without .tar to get a folder")
+        return
+    if not target.exists() and not target.is_symlink():
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise JobError(f"{target} is there and is no folder", "give another name, or FILE.tar to get one file")
+    if (target / ".vmjob.lock").exists():
+        raise FolderBusy(f"{target}: a job is running in this folder", "give another name")
+    if any(target.iterdir()) and not (target / NAME).is_file():
+        raise JobError(f"{target} is a folder with something else than a payload in it",
+                       "give another name, or empty it")
+
+
+def _write_small(folder: Path, payload: Payload) -> None:
+    wrapper = folder / WRAPPER
+    wrapper.write_bytes(wrapper_text())
+    wrapper.chmod(0o755)
+    build_pyz(folder / PYZ)
+    write_payload(folder, payload)
+
+
+def _large(payload: Payload) -> list[tuple[str, Path]]:
+    """(place in the payload, where it is now) of what is better not copied."""
+    found = [(INPUT, payload.input_archive)] if payload.input_archive is not None else []
+    images = {image_place(file.sha256): payload.image_files[file.role] for file in payload.manifest.files}
+    return found + sorted(images.items())
+
+
+def _as_folder(folder: Path, large: list[tuple[str, Path]]) -> int:
+    (folder / "image").mkdir()
+    for name, path in large:
+        place(path, folder / name)
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _as_tar(folder: Path, large: list[tuple[str, Path]], target: Path, reporter: Reporter) -> int:
+    """Unpacks flat, as compute elements expect their input: ``tar xf FILE && sh vmjob-wrapper.sh``."""
+    from vmjob.stage.collect import Entry
+    from vmjob.stage.pack import write_archive
+
+    members = [(name, folder / name) for name in (WRAPPER, NAME, PYZ)] + large
+    entries = [Entry(name, path, path.stat()) for name, path in members]
+    entries.insert(len(entries) - len([name for name, _ in large if name != INPUT]),
+                   Entry("image", folder, folder.stat()))
+    with reporter.bar("payload", sum(path.stat().st_size for _, path in members)) as bar:
+        return write_archive(entries, target, bar.advance)
+
+
+def _swap(folder: Path, target: Path, old: Path) -> None:
+    """Put the new folder in the place of the old one, which goes where it is removed."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    if target.exists():
+        target.rename(old)
+    folder.rename(target)

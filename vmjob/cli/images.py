@@ -1,0 +1,108 @@
+"""``vmjob image …``: what each of its verbs does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vmjob import config
+from vmjob.cli import report
+from vmjob.model import Manifest
+from vmjob.units import format_size
+
+
+def _store() -> Any:
+    from vmjob.image.store import Store
+
+    return Store(config.store_dir())
+
+
+def micro(args: argparse.Namespace) -> int:
+    """Build and register the micro image."""
+    from vmjob.image.micro import build_micro
+
+    with tempfile.TemporaryDirectory(prefix="vmjob-") as spare:
+        folder = Path(args.out) if args.out else Path(spare)
+        manifest = build_micro(folder, report.choose(json=args.json))
+        _store().add(manifest, folder)
+    return _done(manifest, args, "try it: vmjob run --image micro -- uname -a")
+
+
+def build(args: argparse.Namespace) -> int:
+    """Build an image from a recipe, and register it."""
+    from vmjob.image.build import build as make
+
+    out = Path(args.out)
+    manifest = make(Path(args.recipe), out, report.choose(json=args.json))
+    if not args.no_register:
+        _store().add(manifest, out)
+    return _done(manifest, args, f"written to {out}/")
+
+
+def import_(args: argparse.Namespace) -> int:
+    """Register a disk image, or an image that a manifest describes."""
+    from vmjob.image import manifest as manifests
+    from vmjob.image.importer import import_disk
+
+    path, store = Path(args.file), _store()
+    if path.suffix in (".yaml", ".yml") or path.is_dir():
+        where = path / "manifest.yaml" if path.is_dir() else path
+        manifest = manifests.load(where)
+        store.add(manifest, where.parent)
+    else:
+        manifest = import_disk(path, args.name or path.stem, store, firmware=args.firmware, user=args.user,
+                               reporter=report.choose(json=args.json))
+    return _done(manifest, args, f"try it: vmjob run --image {manifest.name} -- uname -a")
+
+
+def inspect(args: argparse.Namespace) -> int:
+    """Print a manifest."""
+    from vmjob.image import manifest as manifests
+
+    manifest, _ = _store().resolve(args.image)
+    print(_json(manifest) if args.json else manifests.dump(manifest), end="" if not args.json else "\n")
+    return 0
+
+
+def list_(args: argparse.Namespace) -> int:
+    """Print what the store holds."""
+    images: list[Manifest] = _store().list()
+    if args.json:
+        print(json.dumps([json.loads(_json(one)) for one in images]))
+        return 0
+    if not images:
+        report.say(f"the store {config.store_dir()} is empty; vmjob image micro makes a first image")
+    for one in images:
+        boots = ",".join(boot.value for boot in one.boot)
+        print(f"{one.name:<20} {one.digest[7:19]}  {format_size(one.size):>9}  {boots:<12} {one.description}".rstrip())
+    return 0
+
+
+def remove(args: argparse.Namespace) -> int:
+    """Remove images from the store."""
+    store = _store()
+    gone = []
+    for name in args.image:
+        store.remove(name)
+        gone.append(name)
+    print(json.dumps({"removed": gone}) if args.json else f"removed {', '.join(gone)}")
+    return 0
+
+
+def _done(manifest: Manifest, args: argparse.Namespace, next_action: str) -> int:
+    if args.json:
+        print(_json(manifest))
+        return 0
+    print(f"{manifest.name}: {format_size(manifest.size)}, {manifest.digest[:19]}…, "
+          f"boots as {', '.join(b.value for b in manifest.boot)}")
+    print(next_action)
+    return 0
+
+
+def _json(manifest: Manifest) -> str:
+    from vmjob.manifests import manifest_to_dict
+
+    return json.dumps({**manifest_to_dict(manifest), "digest": manifest.digest})

@@ -1,0 +1,194 @@
+"""``vmjob run``, ``pack``, ``plan`` and the slot's ``slot-run``: options to calls, results to text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+from vmjob import config, submit
+from vmjob.cli import report
+from vmjob.errors import JobError, VmjobError
+from vmjob.model import Failure, Job, Result
+from vmjob.units import format_duration, format_size
+
+
+def run(args: argparse.Namespace) -> int:
+    """``vmjob run``: this machine is the slot."""
+    from vmjob.image.store import Store
+    from vmjob.run import run as walk
+    from vmjob.slot.limits import detect
+    from vmjob.slot.scratch import scratch
+
+    job, base = job_of(args)
+    reporter = report.choose(args.quiet, args.json)
+    results = _results_folder(args.results, job, bool(args.job))
+    store = Store(config.store_dir())
+    slot = detect(os.environ, _scratch_base(args.scratch))
+    with scratch(slot.scratch) as folder:
+        payload = submit.resolve(job, base, store, folder, reporter)
+        result = walk(payload, slot, store, results=results, reporter=reporter)
+    return _tell(result, results, args)
+
+
+def slot_run(args: argparse.Namespace) -> int:
+    """What the wrapper starts in a slot: the payload is beside it, the results go where the batch system looks."""
+    from vmjob.image.store import Store
+    from vmjob.outcome import write_result
+    from vmjob.payload import read_payload
+    from vmjob.run import run as walk
+    from vmjob.slot.limits import detect
+
+    results = Path(args.results or ".")
+    try:
+        payload = read_payload(Path(args.payload))
+        slot = detect(os.environ, Path(args.scratch or os.environ.get("_CONDOR_SCRATCH_DIR") or "."))
+    except VmjobError as error:
+        failure = Failure("stage", error.kind, error.status, error.message, error.hint, error.transient)
+        write_result(Result(job="", outcome="failed", status=error.status, failure=failure), results)
+        raise
+    reporter = report.choose(args.quiet, args.json)
+    result = walk(payload, slot, Store(config.cache_dir()), results=results, reporter=reporter)
+    return _tell(result, results, args)
+
+
+def pack(args: argparse.Namespace) -> int:
+    """``vmjob pack``: write the payload as a folder or a tar file."""
+    from vmjob import bundle
+    from vmjob.image.store import Store
+    from vmjob.slot.scratch import scratch
+
+    job, base = job_of(args)
+    reporter = report.choose(json=args.json)
+    out = Path(args.out)
+    with scratch(_scratch_base(None)) as folder:
+        payload = submit.resolve(job, base, Store(config.store_dir()), folder, reporter)
+        size = bundle.pack(payload, out, reporter)
+    if args.json:
+        print(json.dumps({"payload": str(out), "bytes": size, "image": payload.manifest.digest}))
+    else:
+        print(f"{out}: {format_size(size)}, job {job.name}, image {payload.manifest.name} {payload.manifest.digest[:19]}…")
+        enter = f"tar xf {out.name}" if out.suffix == ".tar" else f"cd {out}"
+        print(f"in the slot: {enter} && sh vmjob-wrapper.sh")
+    return 0
+
+
+def plan(args: argparse.Namespace) -> int:
+    """``vmjob plan``: the same words that run would use, with nothing started."""
+    from vmjob.cli.planning import show
+
+    job, _ = job_of(args)
+    return show(job, _scratch_base(args.scratch), args.json)
+
+
+# ---------------------------------------------------------------- options → Job
+
+
+def job_of(args: argparse.Namespace) -> tuple[Job, Path]:
+    """The job of the command line (a file, options, or options over a file) and the folder its inputs are
+    relative to. Raises JobError."""
+    from vmjob.job import check_output, job_from, load_job, parse_input
+    from vmjob.schema import check, load_yaml
+
+    document: dict[str, Any] = {}
+    where, name, base = "command line", "job", Path()
+    if args.job:
+        path = Path(args.job)
+        document, where, base = dict(load_yaml(path, "job")), str(path), path.parent
+        name = load_job(path).name
+    for key in ("image", "name", "accel", "network", "user", "boot"):
+        if getattr(args, key) is not None:
+            document[key] = getattr(args, key)
+    asked = {key: getattr(args, key) for key in ("cpus", "memory", "disk", "walltime") if getattr(args, key) is not None}
+    if asked:
+        document["resources"] = {**document.get("resources", {}), **asked}
+    if args.env:
+        document["environment"] = {**document.get("environment", {}), **_variables(args.env)}
+    if args.command is not None:
+        if not args.command:
+            raise JobError("there is no program after --", "vmjob run --image micro -- uname -a")
+        document.pop("script", None)
+        document["command"] = args.command
+    if not document.get("image"):
+        raise JobError(f"{where}: no image is named", "add --image micro (vmjob image list shows what there is)")
+    if not document.get("command") and not document.get("script"):
+        raise JobError(f"{where}: no program is named", "write it after --, as in: vmjob run --image micro -- uname -a")
+    job = job_from(check(document, "job", where), where, name)
+    more_in = tuple(parse_input(_from_here(text, base), f"--input {text}") for text in args.input)
+    more_out = tuple(check_output(glob, "--output") for glob in args.output)
+    from dataclasses import replace
+
+    return replace(job, inputs=job.inputs + more_in, outputs=job.outputs + more_out), base
+
+
+def _from_here(text: str, base: Path) -> str:
+    """A path of the command line is relative to the current folder, not to the job file."""
+    return text if base == Path() else os.path.abspath(text)
+
+
+def _variables(texts: list[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise JobError(f"--env {text}: expected NAME=VALUE", f"--env {text}=something")
+        pairs[name] = value
+    return pairs
+
+
+def _scratch_base(folder: Optional[str]) -> Path:
+    return Path(folder or os.environ.get("TMPDIR") or "/var/tmp")
+
+
+def _results_folder(named: Optional[str], job: Job, from_file: bool) -> Optional[Path]:
+    """Made here. A one-liner without outputs leaves nothing behind."""
+    if not named and not job.outputs and not from_file:
+        return None
+    folder = Path(named or f"{job.name}.out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as refused:
+        raise JobError(f"{folder}: the folder for the results cannot be made: {refused.strerror}",
+                       "name another: --results DIR") from refused
+    return folder
+
+
+# ---------------------------------------------------------------- Result → text
+
+
+def _tell(result: Result, results: Optional[Path], args: argparse.Namespace) -> int:
+    if args.json:
+        print(json.dumps(result.to_json(), indent=1))
+    elif result.failure and (result.outcome == "failed" or not args.quiet):
+        _tell_failure(result, result.failure)
+    if not args.json and not args.quiet:
+        report.say(_summary(result, results))
+    sys.stdout.flush()
+    return result.status
+
+
+def _tell_failure(result: Result, failure: Failure) -> None:
+    for line in result.console_tail[-8:]:
+        report.say(f"console: {line}")
+    report.say(f"{failure.stage}: {failure.message}")
+    if failure.hint:
+        report.say(f"→ {failure.hint}")
+
+
+def _summary(result: Result, results: Optional[Path]) -> str:
+    total = format_duration(result.ended - result.started)
+    what = {"ok": "ok, exit status 0", "program-failed": f"the program ended with exit status {result.exit_status}",
+            "failed": f"failed ({result.failure_kind}, status {result.status})"}[result.outcome]
+    if result.signal:
+        what += f" (signal {result.signal})"
+    parts = [what, total]
+    if result.accelerator:
+        parts.append(result.accelerator.name)
+    if result.peak_memory:
+        parts.append(f"QEMU {format_size(result.peak_memory)}, {result.cpu_seconds:.1f} CPU s")
+    if results is not None:
+        parts.append(f"results in {results}{os.sep}")
+    return "; ".join(parts)

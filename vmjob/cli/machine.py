@@ -1,0 +1,29 @@
+"""``vmjob doctor``: what this machine can do, line by line, each with the next action."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+_SIGNS = {"ok": ("ok     ", "32"), "warning": ("warning", "33"), "failure": ("FAILURE", "31")}
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Print the checks; the status is 0 when a VM can run here at all."""
+    from vmjob.vm.doctor import examine
+
+    checks = examine(fresh=args.fresh)
+    failed = any(check.level == "failure" for check in checks)
+    if args.json:
+        print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=1))
+        return 230 if failed else 0
+    colour = sys.stdout.isatty()
+    for check in checks:
+        sign, code = _SIGNS[check.level]
+        print(f"{f'{chr(27)}[{code}m{sign}{chr(27)}[0m' if colour else sign}  {check.name:<12} {check.text}")
+        if check.action and check.level != "ok":
+            print(f"{'':<9}{'':<12} → {check.action}")
+    print("a VM cannot run here yet" if failed else "ready: vmjob image micro && vmjob run --image micro -- uname -a")
+    return 230 if failed else 0

@@ -1,0 +1,84 @@
+"""The command line: parse, call, print. The only place that prints and exits."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Optional
+
+import vmjob
+from vmjob.errors import VmjobError
+
+_EXAMPLES = """\
+the first minutes:
+  vmjob doctor                              what can this machine do?
+  vmjob image micro                         build a 15 MB image to try things with
+  vmjob run --image micro -- uname -a       run a program in it
+  vmjob run examples/pythia/job.yaml        run a job from a file
+  vmjob pack job.yaml -o payload.tar        make it input for any batch system
+
+Each verb explains itself: vmjob run --help. Exit statuses: docs/user.md.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; handlers are imported only when called, so that --help is quick."""
+    from vmjob.cli import image_options, options
+
+    top = argparse.ArgumentParser(
+        prog="vmjob", description="Run a virtual machine image as an ordinary grid job.", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--version", action="version", version=f"vmjob {vmjob.__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    options.add_verbs(verbs)
+    image_options.add_verbs(verbs)
+    return top
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Entry point; returns the exit status. Every error a user can cause is one line, a hint and its status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command: Optional[list[str]] = None
+    if "--" in words:  # what follows is the program's own, and no option of ours
+        cut = words.index("--")
+        words, command = words[:cut], words[cut + 1:]
+    args = parser().parse_args(words)
+    args.command = command
+    _logging(getattr(args, "verbose", 0))
+    try:
+        status: int = args.handler(args)
+    except VmjobError as error:
+        return tell(error, getattr(args, "json", False))
+    except KeyboardInterrupt:
+        print("vmjob: interrupted", file=sys.stderr)
+        return 225
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def tell(error: VmjobError, json: bool = False) -> int:
+    """Print one error for people (and as JSON for programs); returns its exit status."""
+    print(f"vmjob: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"vmjob: → {error.hint}", file=sys.stderr)
+    if json:
+        import json as codec
+
+        print(codec.dumps({"failure": {"kind": error.kind, "message": error.message, "hint": error.hint,
+                                       "status": error.status, "transient": error.transient}}))
+    return error.status
+
+
+def _logging(verbose: int) -> None:
+    level = logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="vmjob: %(message)s", stream=sys.stderr)
+    logging.getLogger("qemu").setLevel(logging.CRITICAL if verbose < 3 else logging.DEBUG)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

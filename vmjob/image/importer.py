@@ -1,0 +1,41 @@
+"""A disk somebody else made becomes an image: its bytes and format stay, firmware boots it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+from vmjob.errors import ImageError, ImageRefused
+from vmjob.image import blobs, formats
+from vmjob.image.store import Store
+from vmjob.model import Boot, ImageFile, Manifest
+from vmjob.progress import Reporter
+from vmjob.units import MIB
+
+
+def import_disk(file: Path, name: str, store: Store, firmware: Optional[str] = None, user: Optional[str] = None, *,
+                needs_memory: int = 512 * MIB, description: str = "", reporter: Optional[Reporter] = None) -> Manifest:
+    """Check a disk, take it into ``store`` as ``name`` (copied; as a reflink where possible), and describe it.
+
+    ``firmware`` bios or uefi overrides the guess; ``user`` is whom the program runs as in the guest. Raises
+    ImageRefused where the disk is unsafe or nothing on it boots, ImageCorrupt, ImageMissing, ScratchFull.
+    """
+    from vmjob.image import manifest as manifests
+
+    reporter = reporter or Reporter()
+    info = formats.inspect_disk(file)
+    firmware = firmware or info.firmware
+    if not firmware:
+        raise ImageRefused(f"{file}: no boot loader to be seen on this disk",
+                           "if firmware can boot it, say which: --firmware bios or --firmware uefi")
+    with reporter.bar(f"read {file.name}", file.stat().st_size) as bar:
+        sha256, size = blobs.hash_file(file, bar)
+    disk = ImageFile("disk", f"disk.{info.format}", info.format, size, sha256, info.virtual_size)
+    made = Manifest(name, (disk,), (Boot.DISK,), firmware=firmware, user=user or Manifest.user,
+                    needs_memory=needs_memory, description=description, sources=(file.name,))
+    try:
+        made = manifests.from_document(manifests.to_document(made), f"image {name}")
+    except ImageError as wrong:
+        raise ImageError(f"{wrong.message}", wrong.hint or "choose another name") from wrong
+    store.add(made, file.parent, reporter, sources={"disk": file})
+    return made

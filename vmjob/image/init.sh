@@ -1,0 +1,99 @@
+#!/bin/sh
+# First program of boot method "job", as process 1: shows the kernel's file systems, brings up the network that
+# the host chose, and becomes the agent. The same file serves the micro image and every built one:
+#   init        all of that
+#   init net    only the network (vmjob-net.service, boot method "system")
+# vmjob.net=ADDRESS/PREFIX,GATEWAY,DNS on the kernel's command line sets the first network card; nothing there: no
+# network in a job, DHCP in a system. POSIX sh for busybox and dash; few forks, each costs milliseconds at start.
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+HOME=/root
+export PATH HOME
+umask 022
+
+filesystems() {
+    [ -e /proc/self ] || mount -t proc -o nosuid,nodev,noexec proc /proc
+    [ -e /sys/kernel ] || mount -t sysfs -o nosuid,nodev,noexec sys /sys
+    [ -c /dev/null ] || mount -t devtmpfs -o nosuid dev /dev
+    mkdir -p /dev/pts /dev/shm
+    mount -t devpts -o nosuid,noexec,gid=5,mode=620,ptmxmode=666 devpts /dev/pts
+    mount -t tmpfs -o nosuid,nodev shm /dev/shm
+    [ -L /dev/fd ] || ln -s /proc/self/fd /dev/fd
+    # where the root itself is memory, one more layer is only one more mount
+    case " $(cat /proc/mounts)" in *" / rootfs "* | *" /run tmpfs "*) ;; *) mount -t tmpfs -o nosuid,nodev,mode=755 run /run ;; esac
+    [ ! -r /etc/hostname ] || cat /etc/hostname >/proc/sys/kernel/hostname
+}
+
+# the value of vmjob.net, or nothing
+net_wanted() {
+    read -r words </proc/cmdline
+    for word in $words; do
+        case $word in vmjob.net=*) printf '%s' "${word#vmjob.net=}" ;; esac
+    done
+}
+
+# the first network card; it may still be on its way
+net_card() {
+    tries=0
+    while [ $tries -lt 100 ]; do
+        for card in /sys/class/net/*; do
+            card=${card##*/}
+            case $card in lo | '*' | sit* | tunl*) ;; *) printf '%s' "$card"; return 0 ;; esac
+        done
+        tries=$((tries + 1))
+        sleep 0.05
+    done
+    return 1
+}
+
+# "24" -> "255.255.255.0", for ifconfig
+netmask() {
+    bits=$1 mask=
+    for _ in 1 2 3 4; do
+        part=$((bits >= 8 ? 255 : bits > 0 ? 256 - (1 << (8 - bits)) : 0))
+        bits=$((bits > 8 ? bits - 8 : 0))
+        mask=$mask${mask:+.}$part
+    done
+    printf '%s' "$mask"
+}
+
+net_static() {
+    address=${1%%,*} rest=${1#*,}
+    gateway=${rest%%,*} dns=${rest#*,}
+    card=$(net_card) || { echo "vmjob: no network card for vmjob.net" >&2; return 1; }
+    if command -v ip >/dev/null; then
+        ip link set "$card" up && ip address add "$address" dev "$card" && ip route add default via "$gateway"
+    elif command -v ifconfig >/dev/null && command -v route >/dev/null; then
+        ifconfig "$card" "${address%/*}" netmask "$(netmask "${address#*/}")" up && route add default gw "$gateway"
+    elif command -v busybox >/dev/null; then
+        busybox ip link set "$card" up && busybox ip address add "$address" dev "$card" &&
+            busybox ip route add default via "$gateway"
+    else
+        echo "vmjob: no ip, ifconfig or busybox in this image: no network" >&2
+    fi
+    # a link into a resolver daemon that does not run here would lead nowhere
+    [ ! -L /etc/resolv.conf ] || rm -f /etc/resolv.conf
+    echo "nameserver $dns" >/etc/resolv.conf
+}
+
+loopback() {
+    if command -v ip >/dev/null; then ip link set lo up
+    elif command -v ifconfig >/dev/null; then ifconfig lo 127.0.0.1 up
+    elif command -v busybox >/dev/null; then busybox ip link set lo up
+    fi
+}
+
+if [ "${1-}" = net ]; then
+    wanted=$(net_wanted)
+    if [ -n "$wanted" ]; then
+        net_static "$wanted"
+    elif card=$(net_card) && command -v udhcpc >/dev/null; then
+        udhcpc -i "$card" -q -n -t 5 -T 2
+    fi
+    exit 0
+fi
+
+filesystems
+loopback
+wanted=$(net_wanted)
+[ -z "$wanted" ] || net_static "$wanted"
+exec /usr/lib/vmjob/agent job

@@ -1,0 +1,35 @@
+#!/bin/sh
+# /init of every initramfs made here: loads what the virtio devices need, then starts the job: in the micro image
+# right here, in a built image on its disk, which has the serial vmjob-root.
+export PATH=/bin
+mount -t devtmpfs -o nosuid dev /dev
+mount -t proc -o nosuid,nodev,noexec proc /proc
+mount -t sysfs -o nosuid,nodev,noexec sys /sys
+read -r words </proc/cmdline
+cd /lib/vmjob || exit
+
+load() {
+    while read -r module; do
+        insmod "$module" || echo "vmjob: cannot load $module" >/dev/kmsg
+    done <"$1"
+}
+
+load order
+case $words in *vmjob.net=*) load order.net ;; esac
+[ -e micro ] && exec /usr/lib/vmjob/init
+
+tries=0
+while :; do
+    for disk in /sys/block/vd*; do
+        serial=
+        [ -r "$disk/serial" ] && read -r serial <"$disk/serial"
+        [ "$serial" = vmjob-root ] && break 2
+    done
+    tries=$((tries + 1))
+    [ $tries -lt 500 ] || { echo "vmjob: no disk with the serial vmjob-root" >/dev/kmsg; exit 1; }
+    usleep 20000
+done
+mount -t ext4 -o rw,noatime "/dev/${disk##*/}" /root || { echo "vmjob: the root disk does not mount" >/dev/kmsg; exit 1; }
+for place in dev proc sys; do mount -o move "/$place" "/root/$place"; done
+case $words in *vmjob.boot=job*) next=/usr/lib/vmjob/init ;; *) next=/sbin/init ;; esac
+exec switch_root /root "$next"

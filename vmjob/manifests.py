@@ -1,0 +1,83 @@
+"""A manifest as a plain mapping and back: the one format of manifest.yaml and of payload.json's ``image``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from vmjob import units
+from vmjob.errors import ImageError, JobError, VmjobError
+from vmjob.model import Boot, ImageFile, Manifest
+
+DISK_FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx")
+_FORMATS = {"disk": DISK_FORMATS, "kernel": ("elf", "bzimage"), "initrd": ("cpio",)}
+_NEEDED = {Boot.JOB: ("kernel", "initrd"), Boot.SYSTEM: ("kernel", "initrd", "disk"), Boot.DISK: ("disk",)}
+
+
+def manifest_from_dict(document: Any, where: str, error: type[VmjobError] = ImageError, *,
+                       checked: bool = False) -> Manifest:
+    """The manifest in a mapping read from ``where`` (a file, or file and key), distrusted; ``checked``: it already
+    fits the schema. Raises ``error`` naming ``where`` and the key, also where a stated digest is not the content's."""
+    from vmjob import schema
+
+    body = document if checked else schema.check(document, "manifest", where, error)
+    files = tuple(_file(entry, f"{where}: files.{n}", error) for n, entry in enumerate(body["files"]))
+    needs = body.get("needs", {})
+    try:
+        memory = units.parse_size(needs.get("memory", Manifest.needs_memory), f"{where}: needs.memory")
+    except JobError as wrong:
+        raise error(wrong.message, wrong.hint) from wrong
+    manifest = Manifest(
+        name=body["name"], files=files, boot=tuple(Boot(b) for b in body["boot"]),
+        arch=body.get("arch", "x86_64"), cmdline=body.get("cmdline", ""), firmware=body.get("firmware", "bios"),
+        user=body.get("user", Manifest.user), needs_memory=memory, needs_cpus=needs.get("cpus", 1),
+        description=body.get("description", ""), sources=tuple(body.get("sources", ())))
+    _check(manifest, where, error)
+    stated = body.get("digest", manifest.digest)
+    if stated != manifest.digest:
+        raise error(f"{where}: digest: {stated} is stated, but the content has {manifest.digest}",
+                    "the manifest was changed after it was made: fetch it again, or remove the line")
+    return manifest
+
+
+def _file(entry: dict[str, Any], where: str, error: type[VmjobError]) -> ImageFile:
+    role, form = entry["role"], entry["format"]
+    if form not in _FORMATS[role]:
+        raise error(f"{where}.format: {form!r} is no format of a {role}", f"one of {', '.join(_FORMATS[role])}")
+    return ImageFile(role, entry["path"], form, entry["size"], entry["sha256"], entry.get("virtual_size", 0))
+
+
+def _check(manifest: Manifest, where: str, error: type[VmjobError]) -> None:
+    roles = [f.role for f in manifest.files]
+    paths = [f.path for f in manifest.files]
+    if len(set(roles)) < len(roles) or len(set(paths)) < len(paths):
+        raise error(f"{where}: files: two entries have the same role or path", "one file of each role")
+    for boot in manifest.boot:
+        lacking = [role for role in _NEEDED[boot] if role not in roles]
+        if lacking:
+            raise error(f"{where}: boot: '{boot.value}' needs a file with the role {lacking[0]}",
+                             f"add it to files, or take '{boot.value}' out of boot")
+
+
+def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
+    """What ``manifest_from_dict`` reads back as an equal manifest; plain types only."""
+    files = []
+    for file in manifest.files:
+        entry = dataclasses.asdict(file)
+        if not file.virtual_size:
+            del entry["virtual_size"]
+        files.append(entry)
+    return {
+        "schema": 1, "name": manifest.name, "description": manifest.description, "digest": manifest.digest,
+        "arch": manifest.arch, "boot": [b.value for b in manifest.boot], "cmdline": manifest.cmdline,
+        "firmware": manifest.firmware, "user": manifest.user,
+        "needs": {"memory": _size_text(manifest.needs_memory), "cpus": manifest.needs_cpus},
+        "files": files, "sources": list(manifest.sources),
+    }
+
+
+def _size_text(size: int) -> str:
+    for unit, factor in (("GiB", units.GIB), ("MiB", units.MIB), ("KiB", units.KIB)):
+        if size % factor == 0:
+            return f"{size // factor}{unit}"
+    return f"{size}B"

@@ -1,0 +1,116 @@
+"""What is known of a run while it goes on, and the Result it becomes whatever happens."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional
+
+from vmjob.errors import HostError, Interrupted, ScratchFull, VmjobError, WalltimeOver
+from vmjob.model import AccelChoice, Boot, Failure, Granted, Job, Payload, QemuInfo, Result, Slot
+from vmjob.progress import Reporter, Stages
+
+if TYPE_CHECKING:
+    from vmjob.guest.channel import Channel
+
+
+@dataclass
+class Run:
+    """Filled in along the road; ``result`` can be asked at any moment."""
+
+    payload: Payload
+    slot: Slot
+    reporter: Reporter
+    results: Optional[Path]
+    stages: Stages = field(init=False)
+    failure: Optional[VmjobError] = None
+    granted: Optional[Granted] = None
+    qemu: Optional[QemuInfo] = None
+    accel: Optional[AccelChoice] = None
+    network: str = ""
+    boot: Optional[Boot] = None
+    attempts: int = 0
+    channel: Optional[Channel] = None
+    outputs: tuple[str, ...] = ()
+    bytes_in: int = 0
+    bytes_out: int = 0
+    cpu_seconds: float = 0.0
+    peak_memory: int = 0
+    console_tail: tuple[str, ...] = ()
+    stop: str = ""
+    started: float = field(default_factory=time.time)
+    clock: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.stages = Stages(self.reporter)
+
+    @property
+    def job(self) -> Job:
+        return self.payload.job
+
+    def result(self) -> Result:
+        """The Result as of now. If the program ran, its exit status is the job's, also when an output is
+        missing besides; a run that was cut short is a failure whatever the program said in its last moment."""
+        program = self.channel.exit_status if self.channel else None
+        failure = _failure(self.failure)
+        if program and not isinstance(self.failure, (Interrupted, WalltimeOver)):
+            outcome, status = "program-failed", program
+        elif failure:
+            outcome, status = "failed", failure.status
+        elif program is None:
+            raise AssertionError("neither a result nor a failure: a missing result is a failure")
+        else:
+            outcome, status = "ok", 0
+        manifest, granted = self.payload.manifest, self.granted
+        return Result(
+            job=self.payload.job.name, outcome=outcome, status=status, exit_status=program, signal=_signal(program),
+            failure=failure, stages=tuple(self.stages.times), accelerator=self.accel,
+            qemu_version=self.qemu.version_text if self.qemu else "", image=manifest.name,
+            image_digest=manifest.digest, boot=self.boot.value if self.boot else "", boot_attempts=self.attempts,
+            network=self.network, cpus=granted.cpus if granted else 0, memory=granted.memory if granted else 0,
+            slot=self.slot.kind, bytes_in=self.bytes_in, bytes_out=self.bytes_out,
+            cpu_seconds=round(self.cpu_seconds, 3), peak_memory=self.peak_memory, outputs=self.outputs,
+            console_tail=self.console_tail if outcome == "failed" else (), stop=self.stop,
+            started=round(self.started, 3), ended=round(time.time(), 3), host=socket.gethostname())
+
+
+def _failure(error: Optional[VmjobError]) -> Optional[Failure]:
+    if error is None:
+        return None
+    return Failure(stage=error.stage or "stage", kind=error.kind, status=error.status, message=error.message,
+                   hint=error.hint, transient=error.transient)
+
+
+def _signal(status: Optional[int]) -> Optional[int]:
+    """The signal that a shell's status 128+N tells of; None where there is no such signal."""
+    if status is None or status <= 128:
+        return None
+    try:
+        return int(signal.Signals(status - 128))
+    except ValueError:
+        return None
+
+
+def failure_from_os(error: OSError) -> VmjobError:
+    """An operating system's refusal as a named failure."""
+    where = f": {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ScratchFull(f"the disk of this node is full{where}", "free space there, or name another folder: --scratch")
+    named = HostError(f"{error.strerror or error}{where}", "check the permissions of the folder and that it exists")
+    named.__cause__ = error
+    return named
+
+
+def write_result(result: Result, folder: Path) -> Path:
+    """result.json into ``folder``, whole or not at all."""
+    target = folder / "result.json"
+    spare = folder / f".result.json.{os.getpid()}"
+    spare.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+    spare.replace(target)
+    return target

@@ -1,0 +1,105 @@
+"""payload.json: the resolved job as it travels, and its checks where it arrives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Optional
+
+from vmjob.errors import ImageMissing, JobError
+from vmjob.files import sha256_of
+from vmjob.manifests import manifest_from_dict, manifest_to_dict
+from vmjob.model import Accel, Boot, Input, Job, Network, Payload, Resources
+
+NAME = "payload.json"
+INPUT = "input.tar"
+_AGAIN = "the payload was damaged on its way: pack it again, or send it again"
+
+
+def image_place(sha256: str) -> str:
+    """Where a file of the image is in the payload folder."""
+    return f"image/{sha256}"
+
+
+def write_payload(folder: Path, payload: Payload) -> Path:
+    """Write ``folder``/payload.json; its path. The input archive is read for its digest, nothing is copied.
+
+    Raises OSError."""
+    import vmjob
+
+    body: dict[str, Any] = {
+        "schema": 1, "vmjob": vmjob.__version__, "job": _job_to_dict(payload.job),
+        "image": manifest_to_dict(payload.manifest),
+        "places": {file.role: image_place(file.sha256) for file in payload.manifest.files},
+    }
+    archive = payload.input_archive
+    if archive is not None:
+        body["input"] = {"name": INPUT, "size": archive.stat().st_size, "sha256": sha256_of(archive)}
+    path = folder / NAME
+    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def read_payload(folder: Path, verify: bool = True) -> Payload:
+    """The payload in an unpacked folder. With ``verify`` the input archive is read and compared with its digest
+    (the image's files are verified where they are used).
+
+    Raises JobError naming file and key, ImageMissing when a file of the image is not there."""
+    from vmjob import schema
+
+    path = folder / NAME
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as missing:
+        raise JobError(f"{path}: no such file", "give the folder of an unpacked payload, as vmjob pack makes it") \
+            from missing
+    except (OSError, ValueError) as broken:
+        raise JobError(f"{path}: corrupted payload: {broken}", _AGAIN) from broken
+    body = schema.check(document, "payload", str(path))
+    manifest = manifest_from_dict(body["image"], f"{path}: image", JobError)
+    files = {}
+    for file in manifest.files:
+        files[file.role] = folder / body["places"].get(file.role, image_place(file.sha256))
+        if not files[file.role].is_file():
+            raise ImageMissing(f"{files[file.role]}: the {file.role} of the image {manifest.name} is not there",
+                               _AGAIN)
+    archive = _input(folder, body["input"], path, verify) if "input" in body else None
+    return Payload(_job_from_dict(body["job"], path), manifest, files, archive)
+
+
+def _input(folder: Path, body: dict[str, Any], where: Path, verify: bool) -> Path:
+    archive: Path = folder / body["name"]
+    try:
+        size = archive.stat().st_size
+        if size == body["size"] and (not verify or sha256_of(archive) == body["sha256"]):
+            return archive
+    except OSError as unreadable:
+        raise JobError(f"{archive}: {unreadable.strerror}, and {where.name} names it: corrupted payload", _AGAIN) \
+            from unreadable
+    what = f"it has {size} bytes, not {body['size']}" if size != body["size"] else "its SHA-256 is another one"
+    raise JobError(f"{archive}: corrupted payload: {what}", _AGAIN)
+
+
+def _job_to_dict(job: Job) -> dict[str, Any]:
+    wants = job.resources
+    return {
+        "name": job.name, "image": job.image, "command": list(job.command), "script": job.script,
+        "inputs": [{"source": one.source, "target": one.target} for one in job.inputs],
+        "outputs": list(job.outputs), "environment": dict(job.environment),
+        "resources": {"cpus": wants.cpus, "memory": wants.memory, "disk": wants.disk, "walltime": wants.walltime},
+        "accel": job.accel.value, "network": job.network.value, "user": job.user,
+        "boot": job.boot.value if job.boot else None,
+    }
+
+
+def _job_from_dict(body: dict[str, Any], where: Path) -> Job:
+    command, script = tuple(body.get("command", ())), body.get("script", "")
+    if bool(command) == bool(script):
+        raise JobError(f"{where}: job: exactly one of command and script must be set", _AGAIN)
+    boot: Optional[str] = body.get("boot")
+    return Job(
+        name=body["name"], image=body["image"], command=command, script=script,
+        inputs=tuple(Input(one["source"], one.get("target", "")) for one in body.get("inputs", ())),
+        outputs=tuple(body.get("outputs", ())), environment=tuple(body.get("environment", {}).items()),
+        resources=Resources(**body.get("resources", {})), accel=Accel(body.get("accel", "auto")),
+        network=Network(body.get("network", "nat")), user=body.get("user", ""), boot=Boot(boot) if boot else None)

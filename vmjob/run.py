@@ -1,0 +1,115 @@
+"""The slot-side flow, the same for ``vmjob run`` on a laptop and for the wrapper in a batch slot.
+
+It reads top to bottom; everything that must be undone is on one ExitStack, so that each way out (success,
+failure, signal) leaves no process and no file but the results.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional
+
+from vmjob import compose
+from vmjob.errors import OutputMissing, OutputTooLarge, VmjobError
+from vmjob.model import Payload, Result, Slot
+from vmjob.outcome import Run, failure_from_os, write_result
+from vmjob.progress import Reporter
+from vmjob.units import format_size
+
+if TYPE_CHECKING:
+    from vmjob.image.store import Store
+    from vmjob.slot.signals import Signals
+
+log = logging.getLogger("vmjob.run")
+
+
+def run(payload: Payload, slot: Slot, store: Store, *, results: Optional[Path] = None,
+        reporter: Optional[Reporter] = None) -> Result:
+    """Walk the whole road once. Never raises a VmjobError: the Result tells it.
+
+    ``results`` is the folder that gets result.json, the outputs and console.log; None keeps nothing.
+    ``store`` is where verified images live on this machine. Signals are taken over meanwhile, so call it
+    from the main thread.
+    """
+    from vmjob.slot.scratch import claim
+    from vmjob.slot.signals import Signals
+
+    this = Run(payload, slot, reporter or Reporter(), results)
+    with Signals() as signals, ExitStack() as outer:
+        try:
+            if results is not None:
+                outer.enter_context(claim(results))
+            with ExitStack() as stack:
+                try:
+                    _walk(this, store, signals, stack)
+                finally:
+                    signals.ignore()
+                    with this.stages.stage("teardown"):
+                        stack.close()
+        except VmjobError as error:
+            this.failure = error
+        except OSError as error:
+            this.failure = failure_from_os(error)
+        except Exception as bug:  # ours: the result must tell it all the same
+            log.exception("this is a bug in vmjob")
+            this.failure = VmjobError(f"bug in vmjob: {type(bug).__name__}: {bug}", "please report it with the lines above")
+        result = this.result()
+        if results is not None and result.failure_kind != "FolderBusy":
+            write_result(result, results)
+    return result
+
+
+def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack) -> None:
+    from vmjob.slot.grant import grant
+    from vmjob.slot.scratch import scratch
+    from vmjob.supervise import OUTPUT_DISK, Guest
+    from vmjob.vm import probe
+
+    job, manifest = this.payload.job, this.payload.manifest
+    with this.stages.stage("stage"):
+        this.boot = compose.boot_method(job, manifest)
+        this.granted = grant(this.slot, job, manifest)
+        folder = stack.enter_context(scratch(this.slot.scratch))
+        if this.payload.input_archive:
+            this.bytes_in = this.payload.input_archive.stat().st_size
+    with this.stages.stage("verify"):
+        image = store.open(manifest, this.payload.image_files, this.reporter)
+    with this.stages.stage("probe"):
+        this.qemu = probe.find_qemu()
+        this.accel = probe.choose_accel(job.accel, this.qemu)
+        this.reporter.note(f"accelerator {this.accel.name}: {this.accel.reason}")
+    guest = stack.enter_context(Guest(this, image, folder, signals))
+    with this.stages.stage("boot"):
+        guest.boot()
+    with this.stages.stage("payload"):
+        guest.work()
+    with this.stages.stage("collect"):
+        guest.finish()
+        _collect(this, folder / OUTPUT_DISK)
+    if guest.stopped:
+        raise guest.stopped
+
+
+def _collect(this: Run, disk: Path) -> None:
+    """The outputs of the guest into the results folder. A missing result is a failure."""
+    from vmjob.stage.archive import unpack_outputs
+
+    told = this.channel
+    if told is None or this.results is None or this.granted is None:
+        return
+    if told.outputs == "toolarge":
+        raise OutputTooLarge(f"the outputs do not fit into {format_size(this.granted.disk)}",
+                             "ask for more in resources.disk (--disk), or return less")
+    if told.outputs == "failed":
+        raise OutputMissing(f"the guest could not pack its outputs: {told.outputs_text}",
+                            "see console.log for what the guest said")
+    if told.outputs == "ok":
+        this.outputs = unpack_outputs(disk, this.results, this.granted.disk, this.reporter)
+        this.bytes_out = sum(path.stat().st_size for name in this.outputs
+                             if (path := this.results / name).is_file() and not path.is_symlink())
+    if told.missing:
+        raise OutputMissing(f"the program left no file that matches '{told.missing[0]}'"
+                            + (f" (nor {len(told.missing) - 1} other patterns)" if told.missing[1:] else ""),
+                            "compare outputs in the job with what the program writes into its work folder")

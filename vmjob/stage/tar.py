@@ -1,0 +1,280 @@
+"""Reads tar archives that come from a hostile guest.
+
+Not the standard library's tarfile: it reads extension headers of any size into memory, keeps every
+member, loops on negative sizes in the Python versions of many nodes, and has no sparse members to move
+inside the kernel. Here a member is a name and the pieces of the archive that hold its bytes.
+
+Read: v7, ustar, GNU (long names, old sparse) and pax (path, linkpath, size, mtime; sparse 0.0, 0.1, 1.0).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Optional
+
+from vmjob.errors import OutputRefused
+
+BLOCK = 512
+MAX_HEADER = 2**20  # bytes of one long name or one set of pax records
+MAX_MAP = 8 * 2**20
+MAX_PIECES = 200_000
+_KINDS = {b"0": "file", b"\0": "file", b"7": "file", b"1": "hardlink", b"2": "symlink", b"5": "folder", b"S": "file",
+          b"3": "device", b"4": "device", b"6": "fifo"}
+_HINT = "the guest wrote something else than a plain tar archive on its output disk"
+
+
+@dataclass(frozen=True)
+class Member:
+    """``pieces``: (offset in the file, offset in the archive, length) of the parts that hold data."""
+
+    name: str
+    kind: str
+    mode: int
+    mtime: float
+    size: int
+    link: str
+    pieces: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """One header block, and what the extension headers before it changed."""
+
+    block: bytes
+    name: str
+    link: str
+    size: int
+    type: bytes
+    mtime: float
+    at: int  # where its data begin
+
+
+def read_members(archive: int, end: int) -> Iterator[Member]:
+    """The members of the archive at the start of the open file ``archive``, which has ``end`` bytes.
+
+    Memory stays bounded whatever the archive says. Raises OutputRefused for what is no whole archive.
+    """
+    position, extra, long_name, long_link = 0, _Pax(), "", ""
+    everywhere: dict[str, str] = {}
+    while True:
+        block = _take(archive, position, BLOCK, end, "the archive ends in the middle")
+        if not block.strip(b"\0"):
+            return
+        header = _parse(block, position + BLOCK)
+        if header.type in b"xgLK":
+            if header.size > MAX_HEADER:
+                raise OutputRefused(f"a header of the output archive is {header.size} bytes long", _HINT)
+            data = _take(archive, header.at, header.size, end, "a header is cut off")
+            if header.type == b"x":
+                extra = _Pax.parse(data)
+            elif header.type == b"g":
+                everywhere.update((key, value) for key, value in _Pax.parse(data).values.items() if key in _GLOBAL)
+            elif header.type == b"L":
+                long_name = _text(data)
+            else:
+                long_link = _text(data)
+            position = _next(header.at, header.size)
+            continue
+        header = _extended(header, long_name, long_link, {**everywhere, **extra.values})
+        if header.at + header.size > end:
+            raise OutputRefused(f"{header.name}: the output archive ends before this member does", _HINT)
+        position, member = _member(archive, header, extra, end)
+        if member is not None:
+            yield member
+        extra, long_name, long_link = _Pax(), "", ""
+
+
+def _take(archive: int, start: int, length: int, end: int, trouble: str) -> bytes:
+    data = os.pread(archive, length, start) if start + length <= end else b""
+    if len(data) != length:
+        raise OutputRefused(f"the output archive is broken at byte {start}: {trouble}", _HINT)
+    return data
+
+
+def _next(start: int, length: int) -> int:
+    return start + -(-length // BLOCK) * BLOCK
+
+
+def _text(data: bytes) -> str:
+    return os.fsdecode(data.split(b"\0", 1)[0])
+
+
+def _number(digits: bytes, what: str) -> int:
+    """Octal digits, or GNU's base 256 for large numbers; never negative."""
+    if digits[:1] == b"\x80":
+        return int.from_bytes(digits[1:], "big")
+    digits = digits.split(b"\0", 1)[0].strip(b" ")
+    if digits.strip(b"01234567"):
+        raise OutputRefused(f"the output archive holds {digits[:20]!r} as the {what} of a member", _HINT)
+    return int(digits or b"0", 8)
+
+
+def _parse(block: bytes, at: int) -> _Header:
+    blank = block[:148] + b" " * 8 + block[156:]
+    signed = sum(blank) - 256 * sum(byte > 127 for byte in blank)
+    if _number(block[148:156], "checksum") not in (sum(blank), signed):
+        raise OutputRefused(f"there is no tar archive at byte {at - BLOCK} of the output disk (checksum)", _HINT)
+    name = _text(block[:100])
+    if block[257:263] == b"ustar\0" and block[345] and block[156:157] not in b"xgLK":
+        name = f"{_text(block[345:500])}/{name}"
+    return _Header(block, name, _text(block[157:257]), _number(block[124:136], "size"), block[156:157],
+                   _time(block[136:148]), at)
+
+
+def _time(digits: bytes) -> float:
+    try:
+        return float(min(_number(digits, "time"), 2**33))
+    except OutputRefused:  # before 1970, or nonsense: not worth an archive
+        return 0.0
+
+
+_GLOBAL = ("path", "linkpath", "size", "mtime")
+
+
+@dataclass(frozen=True)
+class _Pax:
+    """Records of a pax header; ``map`` gathers GNU's repeated offset and numbytes pairs (sparse 0.0)."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    map: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(cls, data: bytes) -> _Pax:
+        values: dict[str, str] = {}
+        pairs: list[int] = []
+        start = 0
+        while start < len(data) and data[start]:
+            space = data.find(b" ", start, start + 12)
+            digits = data[start:space] if space > 0 else b""
+            length = int(digits) if digits.isdigit() else 0
+            record = data[space + 1:start + length]
+            key, equals, value = record.partition(b"=")
+            if length < 5 or not equals or record[-1:] != b"\n" or start + length > len(data):
+                raise OutputRefused("the output archive has a pax header that cannot be read", _HINT)
+            name = os.fsdecode(key)
+            if name in ("GNU.sparse.offset", "GNU.sparse.numbytes"):
+                pairs.append(_decimal(value[:-1], name))
+            elif name in _GLOBAL or name.startswith("GNU.sparse."):
+                values[name] = os.fsdecode(value[:-1])
+            start += length
+        return cls(values, tuple(pairs))
+
+
+def _decimal(text: bytes, what: str) -> int:
+    if not text.isdigit() or len(text) > 19:
+        raise OutputRefused(f"the output archive holds {text[:20]!r} as {what}", _HINT)
+    return int(text)
+
+
+def _extended(header: _Header, long_name: str, long_link: str, pax: dict[str, str]) -> _Header:
+    name = pax.get("GNU.sparse.name") or pax.get("path") or long_name or header.name
+    link = pax.get("linkpath") or long_link or header.link
+    size = _decimal(os.fsencode(pax["size"]), "size") if "size" in pax else header.size
+    stamp = re.match(r"[0-9]{1,10}(\.[0-9]{1,9})?\Z", pax.get("mtime", ""), re.A)
+    mtime = min(float(stamp.group()), 2.0**33) if stamp else header.mtime
+    if "\0" in name or "\0" in link:
+        raise OutputRefused("a name in the output archive holds a NUL byte", _HINT)
+    return replace(header, name=name, link=link, size=size, mtime=mtime)
+
+
+def _member(archive: int, header: _Header, extra: _Pax, end: int) -> tuple[int, Optional[Member]]:
+    """Where the next header is, and the member (None for a volume label)."""
+    kind = _KINDS.get(header.type, "")
+    if header.type == b"V":
+        return _next(header.at, header.size), None
+    if not kind:
+        raise OutputRefused(f"{header.name}: the output archive has a member of type {header.type!r}",
+                            "only files, folders and links can come back")
+    if kind == "file" and header.name.endswith("/") and header.type != b"S":
+        kind = "folder"
+    stored = header.size if kind == "file" else 0  # others may name a size, but have no data
+    size, data, spots = stored, header.at, None
+    behind = _next(header.at, stored)
+    if kind == "file" and header.type == b"S":
+        size, data, spots = _old_gnu(archive, header, end)
+        behind = _next(data, stored)
+    elif kind == "file":
+        size, data, spots = _pax_sparse(archive, header, extra, end)
+    pieces = ((0, data, size),) if spots is None else _pieces(header.name, spots, data, size, behind)
+    if behind > end:
+        raise OutputRefused(f"{header.name}: the output archive ends before this member does", _HINT)
+    return behind, Member(header.name, kind, _number(header.block[100:108], "mode") & 0o777, header.mtime, size,
+                          header.link, tuple(piece for piece in pieces if piece[2]))
+
+
+def _pieces(name: str, spots: list[int], data: int, size: int, behind: int) -> tuple[tuple[int, int, int], ...]:
+    """(offset, length) pairs of a sparse map, checked, as pieces."""
+    pieces, last = [], 0
+    for offset, length in zip(spots[::2], spots[1::2]):
+        if offset < last or offset + length > size or data + length > behind:
+            raise OutputRefused(f"{name}: its sparse map does not fit its size", _HINT)
+        pieces.append((offset, data, length))
+        data, last = data + length, offset + length
+    return tuple(pieces)
+
+
+def _old_gnu(archive: int, header: _Header, end: int) -> tuple[int, int, list[int]]:
+    size, at, more = _number(header.block[483:495], "size"), header.at, header.block[482]
+    spots = _spots(header.block[386:482])
+    while more:
+        block = _take(archive, at, BLOCK, end, "a sparse map is cut off")
+        spots += _spots(block[:504])
+        at, more = at + BLOCK, block[504]
+        _few(header.name, len(spots))
+    return size, at, spots
+
+
+def _spots(block: bytes) -> list[int]:
+    found: list[int] = []
+    for start in range(0, len(block), 24):
+        if not block[start]:
+            break
+        found += [_number(block[start:start + 12], "offset"), _number(block[start + 12:start + 24], "length")]
+    return found
+
+
+def _few(name: str, count: int) -> None:
+    if count > 2 * MAX_PIECES:
+        raise OutputRefused(f"{name}: it is sparse in more than {MAX_PIECES} pieces",
+                            "write the file without holes, or pack it in the job")
+
+
+def _pax_sparse(archive: int, header: _Header, extra: _Pax, end: int) -> tuple[int, int, Optional[list[int]]]:
+    """Size, start of the data and sparse map of a file, which in most archives is just a file."""
+    pax = extra.values
+    numbers = [value for key, value in pax.items() if key in ("GNU.sparse.size", "GNU.sparse.realsize")]
+    size = _decimal(os.fsencode(numbers[-1]), "size") if numbers else header.size
+    if pax.get("GNU.sparse.major") == "1":
+        if pax.get("GNU.sparse.minor", "0") != "0" or not numbers:
+            raise OutputRefused(f"{header.name}: a kind of sparse file that is not known here", _HINT)
+        spots, used = _map_1_0(archive, header, end)
+        return size, header.at + used, spots
+    if "GNU.sparse.map" in pax:
+        text = os.fsencode(pax["GNU.sparse.map"])
+        _few(header.name, text.count(b",") + 1)
+        return size, header.at, [_decimal(one, "sparse map") for one in text.split(b",") if text]
+    if extra.map:
+        _few(header.name, len(extra.map))
+        return size, header.at, list(extra.map)
+    return (size, header.at, []) if numbers and header.size == 0 else (header.size, header.at, None)
+
+
+def _map_1_0(archive: int, header: _Header, end: int) -> tuple[list[int], int]:
+    """The map before the data: a count, then offset and length of each piece, a line each, padded to a block."""
+    text, need, used = b"", 1, 0
+    lines: list[bytes] = []
+    while len(lines) < need:
+        if used >= min(MAX_MAP, header.size) or len(text) > 20:
+            raise OutputRefused(f"{header.name}: its sparse map has no end", _HINT)
+        text += _take(archive, header.at + used, BLOCK, end, "a sparse map is cut off")
+        used += BLOCK
+        *whole, text = text.split(b"\n")
+        lines += whole
+        if lines:
+            count = _decimal(lines[0], "sparse map")
+            _few(header.name, 2 * count)
+            need = 1 + 2 * count
+    return [_decimal(line, "sparse map") for line in lines[1:need]], used

@@ -1,0 +1,198 @@
+"""Unpacks what a hostile guest wrote on its output disk, into the user's folder and nowhere else.
+
+All goes into a hidden folder first, where nobody but us writes: so a parent folder that was no link a moment
+ago is none now. Only a whole, clean archive is moved into place; of a refused one nothing stays.
+
+Links: a relative symbolic link may climb with leading ``..`` only, as far as the output folder; then however
+links are chained, they end in it. Others are refused, and so is every member that would be written through a link.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Optional
+
+from vmjob.errors import OutputRefused, OutputTooLarge, ScratchFull, SlotError
+from vmjob.files import FULL, Advance, copy_sparse, real_kind, remove_tree
+from vmjob.progress import Reporter
+from vmjob.stage.tar import Member, read_members
+from vmjob.units import format_size
+
+log = logging.getLogger("vmjob.stage")
+
+MAX_MEMBERS = 1_000_000
+MAX_NAMES = 128 * 2**20  # bytes of all names together: they are kept until the end
+_OURS = ".vmjob"
+_HINT = "the program must leave plain files, folders and links among its outputs"
+
+
+def unpack_outputs(disk: Path, folder: Path, cap: int, reporter: Reporter) -> tuple[str, ...]:
+    """Unpack the archive at the start of the raw file ``disk`` into ``folder``; the files and links made, by name.
+
+    ``cap``: bytes that all files together may have, holes counted. Owner: us; modes without set-uid bits, always
+    readable and writable by us; holes stay holes. Existing files are replaced atomically, links never followed.
+    Raises OutputRefused naming the member, OutputTooLarge, ScratchFull, SlotError: then ``folder`` is as it was.
+    """
+    try:
+        hidden = Path(tempfile.mkdtemp(prefix=f"{_OURS}-unpack-", dir=folder))
+        try:
+            with disk.open("rb", buffering=0) as archive, reporter.bar("outputs", None) as bar:
+                unpacker = _Unpacker(archive.fileno(), hidden, cap, bar.advance)
+                for member in read_members(archive.fileno(), os.fstat(archive.fileno()).st_size):
+                    unpacker.add(member)
+            _move(hidden, folder)
+            return tuple(unpacker.names)
+        finally:
+            remove_tree(hidden)
+    except OSError as trouble:
+        if trouble.errno in FULL:
+            raise ScratchFull(f"{folder}: {trouble.strerror} while the outputs were unpacked",
+                              "free some space there, or use another output folder") from trouble
+        raise SlotError(f"{folder}: the outputs could not be unpacked: {trouble}",
+                        "check that the output folder may be written") from trouble
+
+
+class _Unpacker:
+    """Makes members below ``top``, which is ours alone."""
+
+    def __init__(self, archive: int, top: Path, cap: int, advance: Advance) -> None:
+        self.archive, self.top, self.cap, self.advance = archive, top, cap, advance
+        self.names: dict[str, None] = {}
+        self.bytes = self.members = self.name_bytes = 0
+        self._parent = top
+
+    def add(self, member: Member) -> None:
+        self.members += 1
+        self.name_bytes += len(member.name)
+        if self.members > MAX_MEMBERS or self.name_bytes > MAX_NAMES:
+            raise OutputRefused(f"the output archive has more than {MAX_MEMBERS} members, or names of more than "
+                                f"{format_size(MAX_NAMES)}", "let the program pack its small files into one")
+        parts = _parts(member)
+        if not parts:
+            if member.kind == "folder":
+                return  # the work folder itself
+            raise OutputRefused(f"{member.name!r} is no name for a file", _HINT)
+        try:
+            self._make(member, "/".join(parts), self._folder(member, parts))
+        except FileExistsError as twice:
+            raise OutputRefused(f"{member.name}: the output archive holds a folder of this name too", _HINT) from twice
+        except OSError as refused:
+            if refused.errno in FULL:
+                raise
+            raise OutputRefused(f"{member.name}: cannot be made here: {refused.strerror}", _HINT) from refused
+
+    def _make(self, member: Member, name: str, path: Path) -> None:
+        if member.kind == "folder":
+            self._mkdir(path, member)
+            path.chmod(member.mode | 0o700)
+            return
+        if self.names.pop(name, "new") is None:  # a later member replaces the earlier one, as tar does
+            path.unlink()
+        elif real_kind(path) is not None:
+            raise FileExistsError
+        if member.kind == "file":
+            self._file(member, path)
+        elif member.kind == "symlink":
+            self._symlink(member, member.link, name, path)
+        elif member.kind == "hardlink":
+            self._hardlink(member, name, path)
+        else:
+            raise OutputRefused(f"{member.name} is a {member.kind}", _HINT)
+        self.names[name] = None
+
+    def _folder(self, member: Member, parts: list[str]) -> Path:
+        """The member's path, its parents made; none of them is a link."""
+        parent = self.top.joinpath(*parts[:-1])
+        if parent != self._parent:
+            here = self.top
+            for part in parts[:-1]:
+                here = here / part
+                self._mkdir(here, member)
+            self._parent = parent
+        return parent / parts[-1]
+
+    def _mkdir(self, path: Path, member: Member) -> None:
+        kind = real_kind(path)
+        if kind is None:
+            path.mkdir(mode=0o755)
+        elif kind != "folder":
+            raise OutputRefused(f"{member.name} would be written through a {kind}", _HINT)
+
+    def _count(self, member: Member, size: int) -> None:
+        self.bytes += size
+        if self.bytes > self.cap:
+            raise OutputTooLarge(f"{member.name}: the outputs unpack to more than {format_size(self.cap)}",
+                                 "raise resources.disk, or ask for fewer outputs")
+
+    def _file(self, member: Member, path: Path) -> None:
+        self._count(member, member.size)
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(target, member.size)
+            for offset, start, length in member.pieces:
+                if copy_sparse(self.archive, target, start, offset, length, self.advance) < length:
+                    raise OutputRefused(f"{member.name}: the output archive ends before this member does", _HINT)
+            os.fchmod(target, member.mode | 0o600)
+            os.utime(target, (member.mtime, member.mtime))
+        finally:
+            os.close(target)
+
+    def _symlink(self, member: Member, goal: str, name: str, path: Path) -> None:
+        steps = [step for step in goal.split("/") if step not in ("", ".")]
+        climbs = next((n for n, step in enumerate(steps) if step != ".."), len(steps))
+        if not goal or goal.startswith("/") or ".." in steps[climbs:] or climbs > name.count("/"):
+            raise OutputRefused(f"{member.name} is a link to {goal!r}, out of the output folder", _HINT)
+        path.symlink_to(goal)
+
+    def _hardlink(self, member: Member, name: str, path: Path) -> None:
+        parts = _split(member.link)
+        goal = "/".join(parts or ())
+        if parts is None or goal not in self.names:
+            raise OutputRefused(f"{member.name} is a hard link to {member.link!r}, which is no output before it", _HINT)
+        origin = self.top.joinpath(*parts)
+        if origin.is_symlink():  # at another depth it would lead elsewhere: judged anew
+            self._symlink(member, os.fspath(origin.readlink()), name, path)
+            return
+        self._count(member, origin.stat().st_size)  # a copy of the outputs makes a file of each link
+        os.link(origin, path, follow_symlinks=False)
+
+
+def _split(name: str) -> Optional[list[str]]:
+    """The parts of a name; None when it leads out."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return None if name.startswith("/") or ".." in parts else parts
+
+
+def _parts(member: Member) -> list[str]:
+    parts = _split(member.name)
+    if parts is None:
+        raise OutputRefused(f"{member.name!r} leads out of the output folder", _HINT)
+    if parts and parts[0].startswith(_OURS):
+        raise OutputRefused(f"{member.name}: names that begin with {_OURS} are kept for vmjob", "rename this output")
+    return parts
+
+
+def _move(hidden: Path, folder: Path) -> None:
+    """Move the unpacked tree in. What would be in the way is found before anything moves."""
+    moves: list[tuple[Path, Path]] = []
+    stack = [(hidden, folder)]
+    while stack:
+        source, target = stack.pop()
+        with os.scandir(source) as entries:
+            for entry in entries:
+                path, goal = Path(entry.path), target / entry.name
+                there = real_kind(goal)
+                if there == "folder" and entry.is_dir(follow_symlinks=False):
+                    stack.append((path, goal))
+                elif there == "folder":
+                    raise OutputRefused(f"{goal} is a folder, and the job brings a file of this name",
+                                        "remove the folder, or use another output folder")
+                else:
+                    moves.append((path, goal))
+    for path, goal in moves:
+        if real_kind(path) == "folder" and real_kind(goal) is not None:
+            goal.unlink()  # a file or link in the place of a folder cannot be replaced in one step
+        path.replace(goal)

@@ -1,0 +1,247 @@
+"""The part of the road on which a guest lives: boot → work → its outputs on the output disk."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Awaitable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+from vmjob import compose
+from vmjob.errors import BootFailed, GuestVanished, VmjobError, WalltimeOver
+from vmjob.model import Boot, Image, VmSpec
+from vmjob.outcome import Run
+from vmjob.slot.signals import PAUSE, STOP, Signals, interrupted
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from vmjob.guest.session import Session
+    from vmjob.vm.machine import Machine
+    from vmjob.vm.net import Link
+
+BOOT_ATTEMPTS = 2
+GRACE = 20  # seconds from the notice to the end of the machine: half for the program, half for its outputs
+INPUT_DISK = "in.tar"
+OUTPUT_DISK = "out.raw"
+_TAR_ROOM = 4 * 2**20
+
+
+class Guest:
+    """One guest, in at most two boots; a context manager that ends it on every way out.
+
+    Signals that arrive meanwhile pause, resume or end it. ``stopped`` is the reason when it was cut short
+    and its outputs were saved all the same.
+    """
+
+    def __init__(self, this: Run, image: Image, folder: Path, signals: Signals) -> None:
+        self.this, self.image, self.folder, self.signals = this, image, folder, signals
+        self.stopped: Optional[VmjobError] = None
+        self._stop_by: Optional[float] = None
+        self._stack = ExitStack()
+        self._loop: Optional[asyncio.AbstractEventLoop] = None
+        self._machine: Optional[Machine] = None
+        self._session: Optional[Session] = None
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end()
+
+    # ------------------------------------------------------------ the three steps
+
+    def boot(self) -> None:
+        """Start QEMU and wait for the agent; a guest that never says hello is booted once more."""
+        for attempt in range(1, BOOT_ATTEMPTS + 1):
+            self.this.attempts = attempt
+            try:
+                self._start()
+                return self._await(self._booted())
+            except (BootFailed, GuestVanished) as failure:
+                # before hello nothing of the job has run, so a second try cannot run it twice
+                if attempt == BOOT_ATTEMPTS or self.stopped:
+                    raise
+                self.this.reporter.note(f"{failure.message}; trying once more")
+                self._end()
+
+    def work(self) -> None:
+        """Hand the job to the agent and wait until its program has ended."""
+        self._await(self._worked())
+
+    def finish(self) -> None:
+        """Wait until the outputs are on the output disk, and end the machine."""
+        self._await(self._finished())
+        self._end()
+
+    # ------------------------------------------------------------ how
+
+    def _start(self) -> None:
+        from vmjob.vm.machine import Machine
+
+        spec, link = self._prepare()
+        self._machine = self._stack.enter_context(Machine(spec, self.folder, link))
+        import asyncio  # QEMU is on its way: what is imported from here on costs the run nothing
+
+        self._loop = asyncio.new_event_loop()
+        self._stack.callback(self._loop.close)
+        self.signals.listener = self._on_signal
+
+    def _prepare(self) -> tuple[VmSpec, Link]:
+        """Make the files of a run and its network, and compose its machine."""
+        from vmjob.guest.seed import write_seed
+        from vmjob.vm import disks, firmware, net, probe
+
+        this, manifest = self.this, self.this.payload.manifest
+        assert this.boot and this.granted and this.qemu and this.accel
+        files = compose.RunFiles(self.image.paths, str(this.payload.input_archive or ""))
+        disk = manifest.file("disk")
+        if disk:
+            (self.folder / files.overlay).unlink(missing_ok=True)
+            disks.create_overlay(self.folder / files.overlay, self.image.paths["disk"], disk.format)
+        if this.job.outputs:
+            # room for the archive's own headers and padding beside the bytes that were promised
+            disks.create_output_disk(self.folder / files.output_disk, this.granted.disk + _TAR_ROOM)
+        code = ""
+        if this.boot is Boot.DISK:
+            write_seed(self.folder / files.seed, f"vmjob-{secrets.token_hex(8)}")
+            if manifest.firmware == "uefi":
+                code, variables = firmware.find_uefi()
+                shutil.copyfile(variables, self.folder / files.firmware_vars)
+        link = self._stack.enter_context(net.network(this.job.network, this.qemu, self.folder))
+        this.network = link.description
+        khz = probe.host_khz() or 0 if this.accel.name == "tcg" else 0
+        return compose.compose(this.job, manifest, this.granted, this.qemu, this.accel, files, link, code, khz), link
+
+    def _await(self, work: Awaitable[None]) -> None:
+        assert self._loop and self._machine
+        try:
+            self._loop.run_until_complete(work)
+        except GuestVanished as failure:
+            raise self._machine.failure() or failure from None
+
+    async def _booted(self) -> None:
+        import asyncio
+
+        from vmjob.guest.session import Session
+
+        assert self._machine and self.this.boot
+        limit, silence = compose.timeouts(self.this.boot)
+        session = Session(self.this.reporter, self.folder / "console.log", silence)
+        self._session, self.this.channel = session, session.channel
+        streams = await self._machine.streams()
+        session.attach(streams["ctrl"], streams["out"], streams["err"], streams["console"])
+        self._watcher = asyncio.ensure_future(self._watch(self._machine, session))
+        await session.booted(limit)
+
+    async def _watch(self, machine: Machine, session: Session) -> None:
+        """A full disk or a dead QEMU ends every wait with its own name."""
+        session.fail(await machine.broken())
+
+    async def _worked(self) -> None:
+        from vmjob.guest.channel import State
+        from vmjob.guest.script import control_lines
+
+        this = self.this
+        assert self._session and this.granted
+        user = compose.guest_user(this.job, this.payload.manifest)
+        await self._session.send(control_lines(this.job, user, this.granted, this.slot, int(time.time()),
+                                               secrets.token_hex(32)))
+        await self._until(State.EXITED)
+
+    async def _finished(self) -> None:
+        from vmjob.guest.channel import State
+
+        assert self._machine
+        if await self._until(State.BYE):
+            await self._machine.quit()
+
+    async def _until(self, state: Any) -> bool:
+        """Wait for a state; at the walltime the guest is told, and given GRACE. False: it took too long."""
+        assert self._session
+        while not await self._session.reached(state, self._limit):
+            if self.stopped:
+                return False
+            self._cut_short(WalltimeOver("the walltime is over",
+                                         "ask for more (resources.walltime, --walltime), or do less in one job"))
+        return True
+
+    def _limit(self) -> Optional[float]:
+        granted = self.this.granted
+        if self._stop_by is not None or granted is None or granted.walltime is None:
+            return self._stop_by
+        # enough is kept back to end in order before the batch system ends us
+        return self.this.clock + granted.walltime - min(GRACE, max(3.0, granted.walltime * 0.1))
+
+    # ------------------------------------------------------------ signals
+
+    def _on_signal(self, number: int) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._signalled, number)
+
+    def _signalled(self, number: int) -> None:
+        if number not in STOP:
+            self._spawn(self._pause(number) if number in PAUSE else self._resume())
+        elif self.stopped:
+            self._stop_by = time.monotonic()  # asked twice: no more waiting
+            if self._session:
+                self._session.wake()
+        else:
+            self._cut_short(interrupted(number))
+
+    def _cut_short(self, reason: VmjobError) -> None:
+        """Tell the guest that its time ends. Before the program has started there is nothing to wait for."""
+        from vmjob.guest.channel import State
+
+        self.stopped, self._stop_by = reason, time.monotonic() + GRACE
+        session = self._session
+        if session is None:
+            return
+        if session.channel.state <= State.READY:
+            session.fail(reason)
+        elif session.channel.state == State.STARTED:
+            self._spawn(session.send(f"shutdown {GRACE // 2}\n".encode()))
+        session.wake()
+
+    async def _pause(self, number: int) -> None:
+        if self._machine and self._session:
+            await self._machine.pause()
+            self._session.paused = True
+        if number == signal.SIGTSTP:
+            os.kill(os.getpid(), signal.SIGSTOP)  # Ctrl-Z gives the terminal back, as with any program
+
+    async def _resume(self) -> None:
+        if self._machine and self._session:
+            await self._machine.resume()
+            self._session.paused = False
+
+    def _spawn(self, work: Any) -> None:
+        assert self._loop
+        self._task = self._loop.create_task(work)
+
+    # ------------------------------------------------------------ the end
+
+    def _end(self) -> None:
+        """Walk the stop ladder and hear the last bytes; twice is fine."""
+        machine, session, loop = self._machine, self._session, self._loop
+        self._machine = self._session = None
+        if machine and loop and not loop.is_closed():
+            if session and hasattr(self, "_watcher"):
+                self._watcher.cancel()
+            loop.run_until_complete(machine.stop())
+            if session:
+                loop.run_until_complete(session.close())
+                self.this.console_tail = session.console_tail
+        self._stack.close()
+        if machine:
+            self.this.cpu_seconds += machine.cpu_seconds
+            self.this.peak_memory = max(self.this.peak_memory, machine.peak_memory)
+            self.this.stop = machine.stopped_by
+        console = self.folder / "console.log"
+        if self.this.results and console.is_file():
+            shutil.copyfile(console, self.this.results / "console.log")

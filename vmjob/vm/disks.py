@@ -1,0 +1,36 @@
+"""The disks that a run makes for itself: an overlay on the image, and the disk for its outputs."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from vmjob import process
+from vmjob.errors import CommandFailed, HostError, ScratchFull
+
+
+def create_overlay(path: Path, backing: Path, backing_format: str, qemu_img: str = "") -> None:
+    """A qcow2 at ``path`` that takes the writes of one run; ``backing`` stays untouched. Raises CommandMissing,
+    ScratchFull or CommandFailed."""
+    tool = qemu_img or process.require("qemu-img", "qemu-utils")
+    # file: keeps a colon in the path from being read as a protocol
+    try:
+        process.run([tool, "create", "-q", "-f", "qcow2", "-F", backing_format, "-b",
+                     f"file:{backing.resolve()}", f"file:{path.resolve()}"], timeout=60,
+                    hint="check the scratch folder and the image with vmjob image inspect")
+    except CommandFailed as failure:
+        if "No space left" in failure.output:
+            raise ScratchFull(f"no space for the overlay {path}", "free space in the scratch folder") from failure
+        raise
+
+
+def create_output_disk(path: Path, size: int) -> None:
+    """A sparse raw file of ``size`` bytes, rounded up to whole 512-byte sectors. Raises ScratchFull, HostError."""
+    try:
+        with path.open("wb") as file:
+            file.truncate(-(-size // 512) * 512)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ScratchFull(f"no space for the output disk {path}", "free space in the scratch folder") from error
+        raise HostError(f"{path}: cannot make the output disk: {error.strerror}",
+                        "its file system must allow files of that size; ask for less in resources.disk") from error

@@ -1,0 +1,203 @@
+"""What this host can and cannot do for virtual machines, line by line, each with the next action. Only data:
+the CLI prints it. Nothing here changes the host, and no check stops another."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Optional
+
+from vmjob import config, process
+from vmjob.errors import VmjobError
+from vmjob.model import Network, QemuInfo
+from vmjob.units import GIB, MIB, format_size
+from vmjob.vm import firmware, net, probe
+
+OK, WARNING, FAILURE = "ok", "warning", "failure"
+_KVM = Path("/dev/kvm")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. ``level``: ok, warning (jobs run, not as well as they could) or failure (no job runs);
+    ``action`` is what to do about it, empty for ok."""
+
+    name: str
+    level: str
+    text: str
+    action: str = ""
+
+
+def examine(scratch: Optional[Path] = None) -> list[Check]:
+    """All checks, in the order of a run. ``scratch`` is where runs would put their files (default: the
+    temporary folder). May start QEMU for the KVM test, at most about 2 s, unless that is known already."""
+    place = scratch or Path(os.environ.get("TMPDIR", "/tmp"))
+    qemu: Optional[QemuInfo] = None
+    checks = [_python()]
+    try:
+        qemu = probe.find_qemu()
+        checks.append(_qemu(qemu))
+    except VmjobError as error:
+        checks.append(Check("qemu", FAILURE, error.message, error.hint))
+    steps: list[Callable[[], Iterator[Check]]] = [
+        lambda: _kvm(qemu), _group, lambda: _network(qemu), _namespaces, _qemu_img, _uefi,
+        lambda: _scratch(place), _memory, _cgroup, _cache]
+    for step in steps:
+        try:
+            checks += step()
+        except OSError as error:
+            checks.append(Check("host", WARNING, f"a check could not be made: {error}", "run it as the job user"))
+    return checks
+
+
+def worst(checks: list[Check]) -> str:
+    """The worst level among them."""
+    return max((check.level for check in checks), key=[OK, WARNING, FAILURE].index, default=OK)
+
+
+def _python() -> Check:
+    # an older one does not get this far: the wrapper says so
+    return Check("python", OK, f"Python {'.'.join(map(str, sys.version_info[:3]))} ({sys.executable})")
+
+
+def _qemu(qemu: QemuInfo) -> Check:
+    text = f"QEMU {qemu.version_text} ({qemu.path})"
+    if qemu.version < (5, 2):
+        return Check("qemu", FAILURE, f"{text} is too old", "install QEMU 5.2 or later, or name one in VMJOB_QEMU")
+    if qemu.version[:1] == (7,):
+        return Check("qemu", OK, f"{text}; emulated guests run without cmpxchg16b, which this version gets wrong")
+    if "microvm" not in qemu.machines:
+        return Check("qemu", WARNING, f"{text} has no machine 'microvm'", "guests boot on q35, about a tenth slower")
+    return Check("qemu", OK, text)
+
+
+def _kvm(qemu: Optional[QemuInfo]) -> Iterator[Check]:
+    problem = probe.kvm_problem(qemu, _KVM) if qemu else probe.device_problem(_KVM) or "no QEMU to test it with"
+    if problem is None:
+        yield Check("kvm", OK, f"a test guest ran on {_KVM}")
+        return
+    if not _KVM.exists():
+        action = "switch virtualisation on in the firmware, then: modprobe kvm_intel (or kvm_amd)"
+    elif probe.device_problem(_KVM):
+        action = f"let the job users in: usermod -aG kvm {_user()} (a new login sees it)"
+    else:
+        action = "KVM of this host does not run guests; in a virtual machine, ask for nested virtualisation"
+    yield Check("kvm", WARNING, f"{problem}; guests run emulated, many times slower", action)
+
+
+def _user() -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _group() -> Iterator[Check]:
+    if not _KVM.exists():
+        return
+    import grp
+
+    found = _KVM.stat()
+    try:
+        group = grp.getgrgid(found.st_gid).gr_name
+    except KeyError:
+        group = str(found.st_gid)
+    text = f"{_KVM} belongs to group {group}, mode {found.st_mode & 0o777:04o}"
+    if found.st_mode & 0o006 == 0o006 or (found.st_mode & 0o060 == 0o060 and group == "kvm"):
+        yield Check("kvm device", OK, text)
+    else:
+        yield Check("kvm device", WARNING, f"{text}: job users cannot be let in by group",
+                    f"chgrp kvm {_KVM} && chmod 0660 {_KVM} (udev does it where the package qemu-system-common is)")
+
+
+def _network(qemu: Optional[QemuInfo]) -> Iterator[Check]:
+    if qemu is None:
+        return
+    try:
+        link = net.plan(Network.NAT, qemu)
+    except VmjobError as error:
+        yield Check("network", WARNING, error.message, error.hint)
+        return
+    if link.kind == "isolated":
+        yield Check("network", WARNING, link.description, "jobs that need no network run; else give this node a route")
+    elif link.kind == "user":
+        yield Check("network", OK, f"{link.description} (passt would be faster; QEMU 7.2 and later can use it)")
+    else:
+        yield Check("network", OK, link.description)
+
+
+def _namespaces() -> Iterator[Check]:
+    """Running needs none; passt shuts itself in with one, and building images without root needs them."""
+    text = "user namespaces (passt, and building images without root)"
+    limits = {"/proc/sys/user/max_user_namespaces": "0", "/proc/sys/kernel/unprivileged_userns_clone": "0",
+              "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1"}
+    for file, off in limits.items():
+        if Path(file).is_file() and Path(file).read_text().strip() == off and os.getuid() != 0:
+            yield Check("namespaces", WARNING, f"{text} are switched off by {file}",
+                        "QEMU's own NAT is used then and jobs run; images can be built as root")
+            return
+    yield Check("namespaces", OK, text)
+
+
+def _qemu_img() -> Iterator[Check]:
+    found = process.which("qemu-img")
+    if found:
+        yield Check("qemu-img", OK, found)
+    else:
+        yield Check("qemu-img", FAILURE, "qemu-img is missing: images with a disk cannot run",
+                    "install it: apt-get install qemu-utils (RHEL: qemu-img)")
+
+
+def _uefi() -> Iterator[Check]:
+    found = firmware.look_for_uefi()
+    if found:
+        yield Check("uefi", OK, found.code)
+    else:
+        yield Check("uefi", WARNING, "no OVMF firmware: images that boot by UEFI cannot run",
+                    "install it: apt-get install ovmf (RHEL: edk2-ovmf)")
+
+
+def _scratch(place: Path) -> Iterator[Check]:
+    if not os.access(place, os.W_OK):
+        yield Check("scratch", FAILURE, f"{place} is missing or cannot be written", "set TMPDIR to a folder that can")
+        return
+    free = shutil.disk_usage(place).free
+    text = f"{format_size(free)} free in {place}"
+    if free < GIB:
+        yield Check("scratch", WARNING, text, "runs need room for what guests write: free some, or set TMPDIR")
+    else:
+        yield Check("scratch", OK, text)
+
+
+def _memory() -> Iterator[Check]:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+            short = free < 512 * MIB
+            yield Check("memory", WARNING if short else OK, f"{format_size(free)} available",
+                        "a guest needs 256 MiB and QEMU about 100 more: end something" if short else "")
+
+
+def _cgroup() -> Iterator[Check]:
+    if Path("/sys/fs/cgroup/cgroup.controllers").is_file():
+        yield Check("cgroup", OK, "version 2")
+    elif Path("/sys/fs/cgroup/memory").is_dir():
+        yield Check("cgroup", OK, "version 1")
+    else:
+        yield Check("cgroup", WARNING, "no cgroups: limits of the slot are taken from the batch system alone",
+                    "none needed where the batch system tells its limits")
+
+
+def _cache() -> Iterator[Check]:
+    place = config.cache_dir()
+    if os.access(place, os.W_OK):
+        yield Check("cache", OK, f"{place}")
+    else:
+        yield Check("cache", WARNING, f"{place} cannot be written: this host is tested again for each job",
+                    "set VMJOB_CACHE to a folder that the job users can write")
