@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import vmjob
-from vmjob.errors import FolderBusy, JobError, ScratchFull, VmjobError
-from vmjob.files import FULL, place, real_kind, remove_tree
+from vmjob.errors import JobError, ScratchFull, VmjobError
+from vmjob.files import FULL, place, real_kind
 from vmjob.model import Payload
 from vmjob.payload import INPUT, NAME, image_place, write_payload
 from vmjob.progress import Reporter
+from vmjob.slot.scratch import claim, scratch
 
 WRAPPER = "vmjob-wrapper.sh"
 PYZ = "vmjob.pyz"
@@ -50,10 +51,11 @@ def build_pyz(target: Path) -> None:
         return
     import zipfile
 
+    contents = sorted(_contents())
     with target.open("wb") as file:
         file.write(b"#!/usr/bin/env python3\n")
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-            for name, data in sorted(_contents()):
+            for name, data in contents:
                 entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
                 entry.external_attr = 0o644 << 16
                 entry.create_system = 3
@@ -84,8 +86,10 @@ def _licences(distribution: str) -> Iterator[tuple[str, bytes]]:
     """The licence texts, which must travel with copies; after a check that this release runs on old Pythons."""
     from importlib import metadata
 
+    # Python 3.9 looks for the name as it is on the disk
+    own = distribution.replace(".", "_") if sys.version_info < (3, 10) else distribution
     try:
-        found = metadata.distribution(distribution)
+        found = metadata.distribution(own)
     except metadata.PackageNotFoundError as missing:
         raise VmjobError(f"the Python package {distribution} is not installed here, and vmjob.pyz needs it",
                          f"install it: pip install {distribution}") from missing
@@ -153,33 +157,33 @@ def pack(payload: Payload, target: Path, reporter: Reporter) -> int:
     """Write the payload as the folder ``target``, or as one file where it ends in ``.tar``; its size in bytes.
 
     An older payload there is replaced, all at once; files of the image are linked, not copied, where the disk can.
-    Raises JobError when something else is in the way, ScratchFull.
+    Raises JobError when something else is in the way, FolderBusy when a job runs there, ScratchFull or
+    SlotError when it cannot be written.
     """
     _check_target(target)
     parent = target.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(prefix=".vmjob-pack-", dir=parent))
-    except OSError as refused:
-        raise JobError(f"{parent}: {refused.strerror}", "choose a folder that may be written") from refused
-    try:
-        folder = hidden / "payload"
-        folder.mkdir()
-        _write_small(folder, payload)
-        large = _large(payload)
-        if target.name.endswith(".tar"):
-            size = _as_tar(folder, large, hidden / "payload.tar", reporter)
-            (hidden / "payload.tar").replace(target)
-        else:
-            size = _as_folder(folder, large)
-            _swap(folder, target, hidden / "old")
-        return size
+        with scratch(parent) as hidden:  # beside the target, so that one rename puts it there
+            return _pack(payload, target, hidden, reporter)
     except OSError as trouble:
         if trouble.errno in FULL:
             raise ScratchFull(f"{target}: {trouble.strerror}", "free some space there") from trouble
         raise JobError(f"{target}: {trouble}", "check that the folder may be written") from trouble
-    finally:
-        remove_tree(hidden)
+
+
+def _pack(payload: Payload, target: Path, hidden: Path, reporter: Reporter) -> int:
+    folder = hidden / "payload"
+    folder.mkdir()
+    _write_small(folder, payload)
+    large = _large(payload)
+    if target.name.endswith(".tar"):
+        size = _as_tar(folder, large, hidden / "payload.tar", reporter)
+        (hidden / "payload.tar").replace(target)
+    else:
+        size = _as_folder(folder, large)
+        _swap(folder, target, hidden / "old")
+    return size
 
 
 def _check_target(target: Path) -> None:
@@ -191,8 +195,8 @@ def _check_target(target: Path) -> None:
         return
     if target.is_symlink() or not target.is_dir():
         raise JobError(f"{target} is there and is no folder", "give another name, or FILE.tar to get one file")
-    if (target / ".vmjob.lock").exists():
-        raise FolderBusy(f"{target}: a job is running in this folder", "give another name")
+    with claim(target):  # not while a job runs in it
+        pass
     if any(target.iterdir()) and not (target / NAME).is_file():
         raise JobError(f"{target} is a folder with something else than a payload in it",
                        "give another name, or empty it")

@@ -64,9 +64,10 @@ def compose(job: Job, manifest: Manifest, granted: Granted, qemu: QemuInfo, acce
                          "rebuild the image, or list only boot: [disk]")
     direct = boot is not Boot.DISK
     arguments = cmdline.kernel_arguments(boot, accel.name, manifest.cmdline, host_khz) if direct else ""
-    if boot is Boot.JOB and link.address:
+    if boot is Boot.JOB and link.netdev:
         # no DHCP: our own init sets the address at once
-        arguments += f" vmjob.net={link.address}/{link.prefix},{link.gateway},{link.dns}"
+        arguments += " vmjob.net="
+        arguments += f"{link.address}/{link.prefix},{link.gateway},{link.dns}" if link.address else ""
     return VmSpec(
         qemu=qemu.path, accel=accel.name, machine=cmdline.choose_machine(boot, qemu), cpus=granted.cpus,
         memory=granted.memory, boot=boot, name=f"vmjob-{job.name}",

@@ -22,10 +22,13 @@ def _quiet(_: float) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder with all that is in it, made read-only or not; links are removed, never followed.
+    """Remove a folder (or a file or link) with all that is in it, made read-only or not; links are removed, never followed.
 
     What vanishes meanwhile is fine (two may clean up at once). Raises OSError for what cannot be removed.
     """
+    if real_kind(folder) != "folder":
+        folder.unlink(missing_ok=True)
+        return
     # a stack, not recursion: a guest chooses how deep its outputs are
     stack = [folder]
     while stack:
@@ -43,7 +46,7 @@ def remove_tree(folder: Path) -> None:
 
 def _empty_files(folder: Path) -> list[Path]:
     """Unlink the files of one folder; its subfolders."""
-    if not folder.is_symlink() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         folder.chmod(0o700)
     below = []
     with os.scandir(folder) as entries:

@@ -66,6 +66,8 @@ def _explain(wrong: Any) -> tuple[str, str]:
         return f"{at}{wrong.value!r} is not one of {', '.join(map(str, wrong.rule_definition))}", ""
     if wrong.rule == "type":
         wanted = wrong.rule_definition
+        if isinstance(wrong.value, bool):
+            return f"{at}YAML reads this word as {str(wrong.value).lower()}", "write it in quotes"
         return f"{at}expected {wanted if isinstance(wanted, str) else ' or '.join(wanted)}, found {wrong.value!r}", ""
     text = str(wrong.message).replace("data." + key, "value").replace("data", "document", 1)
     return f"{at}{text}", str(wrong.definition.get("description", ""))

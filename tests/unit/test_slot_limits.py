@@ -59,7 +59,8 @@ def test_htcondor(node: Node) -> None:
     scratch = node.folder("/var/lib/condor/execute/dir_1")
     node.file("/ads/machine", 'Cpus = 2\nMemory = 4096\nDisk = 1024\nName = "slot1@n"\nRank = 0.0\n'
                               'Start = (Cpus > 1) && (Memory = 3)\n')
-    node.file("/ads/job", f"ClusterId = 17\nProcId = 3\nAllowedJobDuration = 3600\nJobCurrentStartDate = {int(NOW) - 600}\n")
+    node.file("/ads/job", "ClusterId = 17\nProcId = 3\nAllowedJobDuration = 3600\n"
+                          f"JobCurrentStartDate = {int(NOW) - 600}\n")
     node.environ.update(_CONDOR_MACHINE_AD="/ads/machine", _CONDOR_JOB_AD="/ads/job", _CONDOR_SCRATCH_DIR=scratch)
     slot = node.detect()
     assert (slot.kind, slot.batch, slot.job_id) == ("htcondor", True, "17.3")

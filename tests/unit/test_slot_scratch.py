@@ -19,8 +19,8 @@ pytestmark = pytest.mark.unit
 
 def child(code: str) -> subprocess.Popen[bytes]:
     """A Python that prints a line when it has done ``code``, and then hangs."""
-    process = subprocess.Popen([sys.executable, "-c", f"{code}\nprint('ready', flush=True)\nimport time; time.sleep(60)"],
-                               stdout=subprocess.PIPE)
+    code += "\nprint('ready', flush=True)\nimport time; time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     return process

@@ -91,7 +91,7 @@ def test_comma_in_the_name_is_doubled() -> None:
 
 
 @pytest.mark.parametrize(("accel", "version", "model"), [
-    ("kvm", (7, 2, 22), "host"), ("tcg", (7, 2, 22), "max,-cx16"), ("tcg", (6, 2, 0), "max"), ("tcg", (10, 0, 0), "max")])
+    ("kvm", (7, 2, 22), "host"), ("tcg", (7, 2, 22), "max,-cx16"), ("tcg", (6, 2, 0), "max"), ("tcg", (10, 0), "max")])
 def test_cpu_model(accel: str, version: tuple[int, ...], model: str) -> None:
     assert cmdline.cpu_model(accel, version) == model
 

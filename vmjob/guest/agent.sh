@@ -169,6 +169,7 @@ run_program() {
 		cat "$job/job.sh"
 	} >"$run/program.sh"
 	chmod -R a+rX "$run"
+	[ ! -e "$job/script" ] || chmod 755 "$job/script"
 	say started
 	# In the foreground: a shell starts background commands with SIGINT ignored.
 	( user_sh "$run/program.sh" ) </dev/null >"$run/out" 2>"$run/err" 3>&-
@@ -266,15 +267,23 @@ write_outputs() {
 	: >"$run/dd.log"
 	while IFS= read -r one; do
 		big_file "$one" || { printf '%s\n' "$one" >>"$run/rest"; continue; }
-		tar -cf - "$one" 2>/dev/null | dd bs=512 count=1 iflag=fullblock 2>/dev/null | to_disk $offset &&
-			to_disk $((offset + 512)) <"$one" || { not_written; return; }
+		if ! tar -cf - "$one" 2>/dev/null | dd bs=512 count=1 iflag=fullblock 2>/dev/null | to_disk $offset ||
+			! to_disk $((offset + 512)) <"$one"; then
+			not_written
+			return
+		fi
 		offset=$((offset + 512 + (size + 511) / 512 * 512))
 	done <"$run/list"
 	if [ -s "$run/rest" ]; then
-		sparse=
-		case $(tar --version 2>/dev/null) in *GNU*) sparse=-S ;; esac
+		case $(tar --version 2>/dev/null) in
+		*GNU*) set -- -S -T "$run/rest" ;;
+		*) # busybox reads no list
+			set --
+			while IFS= read -r one; do set -- "$@" "$one"; done <"$run/rest"
+			;;
+		esac
 		{
-			tar $sparse -cf - -T "$run/rest" 2>"$run/tar.log"
+			tar -cf - "$@" 2>"$run/tar.log"
 			echo $? >"$run/tar.status"
 		} | to_disk $offset || { not_written; return; }
 		read -r packed <"$run/tar.status" || packed=1

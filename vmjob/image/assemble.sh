@@ -21,26 +21,25 @@ for user in $USERS; do
     mkdir -p "$ROOT/home/$user"
     [ ! -x "$ROOT/bin/bash" ] || sed -i "s|^\($user:.*\):/bin/sh\$|\1:/bin/bash|" "$ROOT/etc/passwd"
     cp -rn "$ROOT/etc/skel/." "$ROOT/home/$user/" 2>/dev/null || :
-    chown -R "$number:$number" "$ROOT/home/$user"
     number=$((number + 1))
 done
 
 mount --rbind /dev "$ROOT/dev"
 mount -t proc proc "$ROOT/proc" 2>/dev/null || mount --rbind /proc "$ROOT/proc"
-mount --rbind /sys "$ROOT/sys"
 rm -f "$ROOT/etc/resolv.conf"
 if [ -s "$COMMANDS" ]; then
     cat /etc/resolv.conf >"$ROOT/etc/resolv.conf" 2>/dev/null || :
     inside /bin/sh -euc "$(cat "$COMMANDS")" </dev/null
 fi
+for user in $USERS; do inside chown -R "$user:" "/home/$user"; done
 # the guest's user cannot write there: without this, each job would compile anew what it imports
 for folder in "$ROOT"/usr/local/lib/python3*/dist-packages; do
     [ -d "$folder" ] || continue
     inside /usr/bin/python3 -m compileall -q -f --invalidation-mode unchecked-hash "${folder#"$ROOT"}" || :
 done
 inside /sbin/ldconfig 2>/dev/null || :
-[ ! -x "$ROOT/sbin/depmod" ] || for kernel in "$ROOT"/lib/modules/*; do inside /sbin/depmod "${kernel##*/}"; done
-umount -R -l "$ROOT/dev" "$ROOT/proc" "$ROOT/sys"
+for kernel in "$ROOT"/lib/modules/*; do inside /sbin/depmod "${kernel##*/}"; done
+umount -l "$ROOT/dev" "$ROOT/proc"
 
 # What differs from build to build, and what must not be the same in two guests.
 cd "$ROOT"
@@ -58,6 +57,6 @@ chmod 1777 tmp var/tmp
 mkdir -p usr/lib/vmjob var/lib/vmjob
 
 # The newest file that came in a package gives the time of all that was made here.
-epoch=$(find . -type f ! -newer "$STAMP" -printf '%T@\n' | sort -n | tail -n 1 | cut -d. -f1)
-find . -newermt "@$epoch" -exec touch -h -d "@$epoch" {} +
+epoch=$(find . -xdev -type f ! -newer "$STAMP" -printf '%T@\n' | sort -n | tail -n 1 | cut -d. -f1)
+find . -xdev -newermt "@$epoch" -exec touch -h -d "@$epoch" {} +
 echo "$epoch" >"$RESULT"

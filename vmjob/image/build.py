@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -56,9 +57,12 @@ def build(recipe: Path, out: Path, reporter: Reporter) -> Manifest:
 def _build(plan: Recipe, work: Path, out: Path, namespace: Sequence[str], step: Callable[[], None]) -> Manifest:
     root, overlay = work / "root", work / "overlay"
     (work / "stamp").touch()
+    began = time.time() - 3600  # an archive keeps whole seconds; no package in it is as young as an hour
+    os.utime(work / "stamp", (began, began))
     _bootstrap(plan, work / "root.tar")
     step()
-    process.run([*namespace, "tar", "-xpf", work / "root.tar", "-C", root, "--numeric-owner"])
+    # device nodes cannot be made in a user's namespace; every boot mounts devtmpfs there anyway
+    process.run([*namespace, "tar", "-xpf", work / "root.tar", "-C", root, "--numeric-owner", "--exclude=./dev/*"])
     (work / "root.tar").unlink()
     step()
     guestfiles.write(plan, overlay)
@@ -107,8 +111,12 @@ def _assemble(plan: Recipe, work: Path, namespace: Sequence[str]) -> int:
     env = {**os.environ, "ROOT": str(work / "root"), "OVERLAY": str(work / "overlay"), "USERS": " ".join(plan.users),
            "COMMANDS": str(work / "commands"), "STAMP": str(work / "stamp"), "RESULT": str(work / "epoch")}
     script = micro.package_file("image/assemble.sh").decode()
-    process.run([*namespace, "sh", "-c", script, "assemble"], env=env,
-                hint="" if not plan.commands else "see the recipe's commands; the last lines they printed are above")
+    try:
+        process.run([*namespace, "sh", "-c", script, "assemble"], env=env)
+    except CommandFailed as failed:
+        where = "commands" if plan.commands else "the tree"
+        raise BuildFailed(f"{plan.name}: {where}: failed with status {failed.returncode}",
+                          _tail(failed.output) or "it printed nothing") from failed
     return int((work / "epoch").read_text())
 
 

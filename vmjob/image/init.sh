@@ -17,7 +17,7 @@ filesystems() {
     mkdir -p /dev/pts /dev/shm
     mount -t devpts -o nosuid,noexec,gid=5,mode=620,ptmxmode=666 devpts /dev/pts
     mount -t tmpfs -o nosuid,nodev shm /dev/shm
-    [ -L /dev/fd ] || ln -s /proc/self/fd /dev/fd
+    [ -L /dev/fd ] || { ln -s /proc/self/fd /dev/fd; ln -s fd/1 /dev/stdout; ln -s fd/2 /dev/stderr; }
     # where the root itself is memory, one more layer is only one more mount
     case " $(cat /proc/mounts)" in *" / rootfs "* | *" /run tmpfs "*) ;; *) mount -t tmpfs -o nosuid,nodev,mode=755 run /run ;; esac
     [ ! -r /etc/hostname ] || cat /etc/hostname >/proc/sys/kernel/hostname
@@ -31,10 +31,10 @@ net_wanted() {
     done
 }
 
-# the first network card; it may still be on its way
+# net_card TRIES: the first network card; it may still be on its way
 net_card() {
     tries=0
-    while [ $tries -lt 100 ]; do
+    while [ $tries -lt "$1" ]; do
         for card in /sys/class/net/*; do
             card=${card##*/}
             case $card in lo | '*' | sit* | tunl*) ;; *) printf '%s' "$card"; return 0 ;; esac
@@ -59,7 +59,7 @@ netmask() {
 net_static() {
     address=${1%%,*} rest=${1#*,}
     gateway=${rest%%,*} dns=${rest#*,}
-    card=$(net_card) || { echo "vmjob: no network card for vmjob.net" >&2; return 1; }
+    card=$(net_card 100) || { echo "vmjob: no network card for vmjob.net" >&2; return 1; }
     if command -v ip >/dev/null; then
         ip link set "$card" up && ip address add "$address" dev "$card" && ip route add default via "$gateway"
     elif command -v ifconfig >/dev/null && command -v route >/dev/null; then
@@ -86,7 +86,7 @@ if [ "${1-}" = net ]; then
     wanted=$(net_wanted)
     if [ -n "$wanted" ]; then
         net_static "$wanted"
-    elif card=$(net_card) && command -v udhcpc >/dev/null; then
+    elif card=$(net_card 1) && command -v udhcpc >/dev/null; then
         udhcpc -i "$card" -q -n -t 5 -T 2
     fi
     exit 0

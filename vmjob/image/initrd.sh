@@ -15,7 +15,7 @@ load() {
 }
 
 load order
-case $words in *vmjob.net=*) load order.net ;; esac
+case $words in *vmjob.net=* | *vmjob.boot=system*) load order.net ;; esac
 [ -e micro ] && exec /usr/lib/vmjob/init
 
 tries=0

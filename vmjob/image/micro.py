@@ -32,6 +32,7 @@ def build_micro(out: Path, reporter: Reporter) -> Manifest:
     holds no manifest.
     """
     out.mkdir(parents=True, exist_ok=True)
+    (out / manifest.FILE_NAME).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="vmjob-micro-") as folder, reporter.bar("micro image", 4, "steps") as bar:
         work = Path(folder)
         apt = debian.Apt(work)
@@ -118,6 +119,8 @@ def _micro_root(tree: cpio.Tree) -> None:
 
 
 def write_file(out: Path, role: str, name: str, form: str, data: bytes) -> ImageFile:
-    """Write one file of an image into the folder ``out``."""
-    (out / name).write_bytes(data)
+    """Write one file of an image into the folder ``out``; one that a VM has open stays as it is."""
+    temporary = out / f".{name}"
+    temporary.write_bytes(data)
+    temporary.replace(out / name)
     return ImageFile(role, name, form, len(data), hashlib.sha256(data).hexdigest())

@@ -51,7 +51,7 @@ def number(text: Optional[str], name: str, least: float = 1, most: float = 2**62
         value = float(text) if re.search(r"[.eE]", text) else int(text)
         if not math.isfinite(value):
             raise ValueError
-    except ValueError:
+    except (ValueError, OverflowError):
         log.warning("%s is %.60r, which is no number: ignored", name, text)
         return None
     if not least <= value * unit <= most:
@@ -212,7 +212,7 @@ def _upwards(path: str) -> list[str]:
 
 def _limit(text: Optional[str]) -> Optional[int]:
     value = (text or "").strip()
-    return int(value) if value.isdigit() and MIB <= int(value) < _UNLIMITED else None
+    return int(value) if value.isdecimal() and MIB <= int(value) < _UNLIMITED else None
 
 
 def _share(quota: str = "", period: str = "") -> Optional[int]:

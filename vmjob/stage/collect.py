@@ -73,7 +73,8 @@ def _sources(one: Input, base: Path, key: str) -> list[tuple[Path, str]]:
     matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True))  # noqa: PTH207
     if not matches:
         raise InputMissing(f"{key}: nothing fits {one.source!r} in {base}", _HINT)
-    return [(match, posixpath.join(target, match.relative_to(fixed).as_posix())) for match in matches]
+    found = [(match, posixpath.normpath(posixpath.join(target, match.relative_to(fixed)))) for match in matches]
+    return [(match, "" if name == "." else name) for match, name in found]
 
 
 def _walk(path: Path, name: str, key: str) -> Iterator[Entry]:

@@ -24,8 +24,10 @@ from vmjob.units import format_size
 log = logging.getLogger("vmjob.stage")
 
 MAX_MEMBERS = 1_000_000
+MAX_DEPTH = 100  # folders in folders: every one is looked at
 MAX_NAMES = 128 * 2**20  # bytes of all names together: they are kept until the end
 _OURS = ".vmjob"
+_HIDDEN = f"{_OURS}-unpack-"
 _HINT = "the program must leave plain files, folders and links among its outputs"
 
 
@@ -34,10 +36,13 @@ def unpack_outputs(disk: Path, folder: Path, cap: int, reporter: Reporter) -> tu
 
     ``cap``: bytes that all files together may have, holes counted. Owner: us; modes without set-uid bits, always
     readable and writable by us; holes stay holes. Existing files are replaced atomically, links never followed.
+    The caller has claimed ``folder`` (slot.scratch.claim).
     Raises OutputRefused naming the member, OutputTooLarge, ScratchFull, SlotError: then ``folder`` is as it was.
     """
     try:
-        hidden = Path(tempfile.mkdtemp(prefix=f"{_OURS}-unpack-", dir=folder))
+        for dead in folder.glob(f"{_HIDDEN}*"):  # of a run that was killed here
+            remove_tree(dead)
+        hidden = Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=folder))
         try:
             with disk.open("rb", buffering=0) as archive, reporter.bar("outputs", None) as bar:
                 unpacker = _Unpacker(archive.fileno(), hidden, cap, bar.advance)
@@ -170,6 +175,8 @@ def _parts(member: Member) -> list[str]:
     parts = _split(member.name)
     if parts is None:
         raise OutputRefused(f"{member.name!r} leads out of the output folder", _HINT)
+    if len(parts) > MAX_DEPTH:
+        raise OutputRefused(f"{member.name[:100]}…: more than {MAX_DEPTH} folders in folders", _HINT)
     if parts and parts[0].startswith(_OURS):
         raise OutputRefused(f"{member.name}: names that begin with {_OURS} are kept for vmjob", "rename this output")
     return parts

@@ -34,7 +34,7 @@ log = logging.getLogger("vmjob.machine")
 
 STREAMS = ("ctrl", "out", "err", "console")
 # Seconds each rung of the stop ladder may take.
-RUNGS = {"agent": 10.0, "acpi": 5.0, "quit": 5.0, "sigterm": 3.0, "sigkill": 5.0}
+RUNGS = {"agent": 10.0, "acpi": 5.0, "quit": 3.0, "sigterm": 3.0, "sigkill": 5.0}
 _BUFFER = 1 << 20
 
 
@@ -207,23 +207,30 @@ class Machine:
         await self._execute("system_powerdown")
 
     async def quit(self) -> None:
-        """End QEMU at once, by its own control protocol. ``stop`` still comes after it."""
+        """End QEMU at once, when the guest has said and written all. ``stop`` still comes after it.
+
+        By signal: a command of the control protocol that meets a guest's own power-off makes QEMU (7.2) hang
+        in its clean-up for ever. What the guest wrote is in its files, however QEMU ends."""
         if not self.qemu.reap():
             self.qemu.rung = "quit"
-            await self._execute("quit")
+            self.qemu.signal(signal.SIGTERM)
             await self.wait(RUNGS["quit"])
 
-    async def _execute(self, command: str) -> bool:
+    async def _execute(self, command: str, seconds: float = 5.0) -> bool:
         import asyncio
 
-        if self._qmp is None or self.qemu.reap():
+        if self._qmp is None or self.qemu.reap() or self._closing():
             return False
         from qemu.qmp import QMPError
 
         with suppress(QMPError, EOFError, OSError, asyncio.TimeoutError):
-            await asyncio.wait_for(self._qmp.execute(command), 5)
+            await asyncio.wait_for(self._qmp.execute(command), seconds)
             return True
         return False
+
+    def _closing(self) -> bool:
+        """QEMU is on its way out; a command now might make it hang (see ``quit``)."""
+        return any(event.get("event") == "SHUTDOWN" for event in self.events)
 
     async def stop(self, ask_agent: Optional[Callable[[], Awaitable[None]]] = None) -> str:
         """The ladder: agent asked → ACPI → QMP quit → SIGTERM → SIGKILL, each for a bounded time. Returns the
@@ -240,13 +247,15 @@ class Machine:
             self.qemu.signal(number)
             return True
 
+        if self._closing():
+            await self.wait(RUNGS["quit"])
         frozen = self._disk_error is not None and self._disk_error.done()
         steps: list[tuple[str, Callable[[], Awaitable[bool]]]] = []
         if not frozen:  # nobody in there can answer
             steps += [("agent", ask)]
             # our own init does not listen to the power button; whoever else may, is asked
             steps += [("acpi", lambda: self._execute("system_powerdown"))] if self.spec.boot is not Boot.JOB else []
-        steps += [("quit", lambda: self._execute("quit")), ("sigterm", lambda: send(signal.SIGTERM)),
+        steps += [("quit", lambda: self._execute("quit", RUNGS["quit"])), ("sigterm", lambda: send(signal.SIGTERM)),
                   ("sigkill", lambda: send(signal.SIGKILL))]
         for rung, step in steps:
             if self.qemu.reap():

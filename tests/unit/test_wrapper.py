@@ -1,0 +1,145 @@
+"""The wrapper, run for real with a stand-in for vmjob.pyz."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+WRAPPER = Path(__file__).parents[2] / "wrappers" / "vmjob-wrapper.sh"
+SHELLS = [shell for shell in (["dash"], ["bash", "--posix"], ["busybox", "sh"]) if shutil.which(shell[0])]
+PROGRAM = """
+import json, os, sys, time
+print(json.dumps({"args": sys.argv[1:], "pid": os.getpid(), "cwd": os.getcwd(), "flags": [sys.flags.ignore_environment,
+      sys.flags.no_user_site]}), flush=True)
+if "wait" in sys.argv:
+    time.sleep(60)
+sys.exit(7)
+"""
+
+
+@pytest.fixture
+def payload(tmp_path: Path) -> Path:
+    folder = tmp_path / "pay load"
+    folder.mkdir()
+    shutil.copy(WRAPPER, folder / "vmjob-wrapper.sh")
+    (folder / "vmjob.pyz").write_text(PROGRAM)
+    (tmp_path / "slot").mkdir()
+    return folder
+
+
+def environ(tmp_path: Path, python: bool = True) -> dict[str, str]:
+    """A PATH with little more than a shell on it."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for tool in ("cat", "sh"):
+        (bin_ / tool).symlink_to(shutil.which(tool) or "")
+    if python:
+        (bin_ / "python3.12").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (bin_ / "python3.12").chmod(0o755)
+    (bin_ / "python3").write_text("#!/bin/sh\nexit 1\n")  # too old, or broken
+    (bin_ / "python3").chmod(0o755)
+    return {"PATH": str(bin_), "PYTHONHOME": "/nonsense"}
+
+
+def run(shell: list[str], script: Any, *args: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    words = [shutil.which(shell[0]) or "", *shell[1:], str(script), *args]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, **more)
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])
+def test_finds_a_python_and_becomes_it(payload: Path, tmp_path: Path, shell: list[str]) -> None:
+    for folder in (payload, payload.parent):
+        folder.chmod(0o555)  # a payload folder may be read-only
+    try:
+        payload.parent.chmod(0o755)
+        done = run(shell, payload / "vmjob-wrapper.sh", "--scratch", "a b", cwd=tmp_path / "slot",
+                   env=environ(tmp_path))
+    finally:
+        payload.chmod(0o755)
+    assert done.returncode == 7, done.stderr
+    told = json.loads(done.stdout)
+    assert told["args"] == ["slot-run", "--payload", str(payload), "--scratch", "a b"]
+    assert told["cwd"] == str(tmp_path / "slot") and told["flags"] == [1, 1]
+    assert done.stderr == "" and list((tmp_path / "slot").iterdir()) == []
+
+
+def test_started_in_its_own_folder(payload: Path, tmp_path: Path) -> None:
+    done = run(["sh"], "vmjob-wrapper.sh", cwd=payload, env=environ(tmp_path))
+    assert json.loads(done.stdout)["args"][-1] == str(payload)
+
+
+def test_given_python_comes_first(payload: Path, tmp_path: Path) -> None:
+    env = {**environ(tmp_path, python=False), "VMJOB_PYTHON": sys.executable}
+    assert run(["sh"], payload / "vmjob-wrapper.sh", cwd=tmp_path / "slot", env=env).returncode == 7
+
+
+def test_signals_reach_vmjob_itself(payload: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen([shutil.which("sh") or "", str(payload / "vmjob-wrapper.sh"), "wait"],
+                               stdout=subprocess.PIPE, cwd=tmp_path / "slot", env=environ(tmp_path))
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["pid"] == process.pid  # nothing is left in between
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == -signal.SIGTERM
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])
+def test_no_python(payload: Path, tmp_path: Path, shell: list[str]) -> None:
+    script = payload / "vmjob-wrapper.sh"
+    script.write_text(script.read_text().replace("/usr/libexec/platform-python", "").replace("/usr/bin/python3", ""))
+    done = run(shell, payload / "vmjob-wrapper.sh", cwd=tmp_path / "slot", env=environ(tmp_path, python=False))
+    assert done.returncode == 236 and "VMJOB_PYTHON" in done.stderr
+    result = json.loads((tmp_path / "slot/result.json").read_text())
+    assert (result["outcome"], result["status"], result["failure"]["kind"]) == ("failed", 236, "CommandMissing")
+    check(result)
+
+
+def test_lone_wrapper(payload: Path, tmp_path: Path) -> None:
+    (payload / "vmjob.pyz").unlink()
+    done = run(["sh"], payload / "vmjob-wrapper.sh", cwd=tmp_path / "slot", env=environ(tmp_path))
+    assert done.returncode == 200 and "vmjob.pyz" in done.stderr
+    check(json.loads((tmp_path / "slot/result.json").read_text()))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere: run the tests as an ordinary user")
+def test_result_goes_to_scratch_where_here_is_read_only(payload: Path, tmp_path: Path) -> None:
+    (payload / "vmjob.pyz").unlink()
+    payload.chmod(0o555)
+    env = {**environ(tmp_path), "_CONDOR_SCRATCH_DIR": str(tmp_path / "slot")}
+    try:
+        run(["sh"], payload / "vmjob-wrapper.sh", cwd=payload, env=env)
+    finally:
+        payload.chmod(0o755)
+    assert (tmp_path / "slot/result.json").exists()
+
+
+def check(result: Any) -> None:
+    """The wrapper's result is one as any other."""
+    from vmjob.model import Failure, Result
+    from vmjob.schema import check as fits
+    from vmjob.schema import schema_text
+
+    model = Result(job="", outcome="failed", status=1, failure=Failure("", "", 1, "", "", True)).to_json()
+    assert set(result) == set(model) and set(result["failure"]) == set(model["failure"])
+    try:
+        schema_text("result")
+    except FileNotFoundError:
+        pytest.skip("needs vmjob/schemas/result.schema.json: reinstall vmjob")
+    fits(result, "result", "result.json")
+
+
+def test_shellcheck() -> None:
+    if not shutil.which("shellcheck"):
+        pytest.skip("needs shellcheck: sudo apt-get install shellcheck")
+    done = subprocess.run(["shellcheck", str(WRAPPER)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
