@@ -22,7 +22,7 @@ def _quiet(_: float) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder (or a file or link) with all that is in it, made read-only or not; links are removed, never followed.
+    """Remove a folder (or a file or link) with all that is in it, read-only or not; links are removed, never followed.
 
     What vanishes meanwhile is fine (two may clean up at once). Raises OSError for what cannot be removed.
     """

@@ -16,9 +16,12 @@ def load_job(path: Path) -> Job:
     """Read a job file. Raises JobError that names the file and the key."""
     from vmjob.schema import load_yaml
 
-    document = load_yaml(path, "job")
-    fallback = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")[:64]
-    return job_from(document, str(path), fallback or "job")
+    return job_from(load_yaml(path, "job"), str(path), name_from(path))
+
+
+def name_from(path: Path) -> str:
+    """The name of a job whose file states none."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")[:64] or "job"
 
 
 def job_from(document: dict[str, Any], where: str, name: str = "job") -> Job:

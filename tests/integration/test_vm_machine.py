@@ -19,7 +19,7 @@ import pytest
 from vmjob import process
 from vmjob.errors import QemuFailed, ScratchFull
 from vmjob.model import Boot, Network, QemuInfo, VmSpec
-from vmjob.vm import cmdline, disks, net, probe, probe_guest
+from vmjob.vm import cmdline, disks, firmware, net, probe, probe_guest
 from vmjob.vm import machine as vm_machine
 from vmjob.vm.machine import Machine
 
@@ -260,6 +260,43 @@ def test_overlay_and_output_disk(tmp_path: Path) -> None:
     disks.create_output_disk(tmp_path / "out.raw", (1 << 40) + 1)
     found = (tmp_path / "out.raw").stat()
     assert found.st_size == (1 << 40) + 512 and found.st_blocks == 0
+
+
+@pytest.mark.parametrize("kind", ["microvm", "q35", "uefi"])
+def test_qemu_takes_all_disks(kind: str, spec: VmSpec, qemu: QemuInfo, tmp_path: Path,
+                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every disk and the firmware at once: what golden files cannot tell is whether QEMU accepts it."""
+    code, variables = "", ""
+    if kind == "uefi":
+        found = firmware.look_for_uefi()
+        if not found:
+            pytest.skip("needs UEFI firmware: apt-get install ovmf")
+        code, variables = found.code, "vars.fd"
+        (tmp_path / variables).write_bytes(Path(found.variables).read_bytes())
+    if kind not in (*qemu.machines, "uefi"):
+        pytest.skip(f"this QEMU has no machine {kind}")
+    base = tmp_path / "base.qcow2"
+    process.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "16M"])
+    disks.create_overlay(tmp_path / "overlay.qcow2", base, "qcow2")
+    disks.create_output_disk(tmp_path / "out.raw", 1 << 20)
+    for name in ("in.tar", "seed.iso"):
+        (tmp_path / name).write_bytes(b"\0" * 2048)
+    base.chmod(0o400)
+
+    async def work(machine: Machine) -> None:
+        await asyncio.wait_for(machine.streams(), 20)
+        assert await machine.stop() == "quit"
+
+    whole = replace(spec, machine="microvm" if kind == "microvm" else "q35", overlay="overlay.qcow2", backing=str(base),
+                    backing_format="qcow2", input_disk="in.tar", output_disk="out.raw", seed_disk="seed.iso",
+                    firmware_code=code, firmware_vars=variables, boot=Boot.DISK if code else Boot.JOB,
+                    kernel="" if code else spec.kernel)
+    monkeypatch.setattr(vm_machine, "RUNGS", {**vm_machine.RUNGS, "acpi": 0.1})
+    with net.network(Network.NAT, qemu, tmp_path) as link:
+        with_net = replace(whole, netdev=link.netdev, netdev_extra=link.extra)
+        with Machine(with_net, tmp_path, link) as machine:
+            asyncio.run(work(machine))
+    assert "rror" not in (tmp_path / "qemu.log").read_text()
 
 
 def test_network_none_and_isolated_start_no_helper(qemu: QemuInfo, tmp_path: Path) -> None:

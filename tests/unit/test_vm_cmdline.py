@@ -101,6 +101,8 @@ def test_machine_choice() -> None:
     assert cmdline.choose_machine(Boot.JOB, both) == "microvm"
     assert cmdline.choose_machine(Boot.JOB, old) == "q35"
     assert cmdline.choose_machine(Boot.SYSTEM, both) == "q35"
+    assert cmdline.choose_machine(Boot.JOB, both, "tcg", 2596000) == "microvm"
+    assert cmdline.choose_machine(Boot.JOB, both, "tcg", 0) == "q35"
 
 
 def test_kernel_arguments() -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -90,7 +91,7 @@ def plan(args: argparse.Namespace) -> int:
 def job_of(args: argparse.Namespace) -> tuple[Job, Path]:
     """The job of the command line (a file, options, or options over a file) and the folder its inputs are
     relative to. Raises JobError."""
-    from vmjob.job import check_output, job_from, load_job, parse_input
+    from vmjob.job import check_output, job_from, name_from, parse_input
     from vmjob.schema import check, load_yaml
 
     document: dict[str, Any] = {}
@@ -98,7 +99,7 @@ def job_of(args: argparse.Namespace) -> tuple[Job, Path]:
     if args.job:
         path = Path(args.job)
         document, where, base = dict(load_yaml(path, "job")), str(path), path.parent
-        name = load_job(path).name
+        name = name_from(path)
     for key in ("image", "name", "accel", "network", "user", "boot"):
         if getattr(args, key) is not None:
             document[key] = getattr(args, key)
@@ -119,8 +120,6 @@ def job_of(args: argparse.Namespace) -> tuple[Job, Path]:
     job = job_from(check(document, "job", where), where, name)
     more_in = tuple(parse_input(_from_here(text, base), f"--input {text}") for text in args.input)
     more_out = tuple(check_output(glob, "--output") for glob in args.output)
-    from dataclasses import replace
-
     return replace(job, inputs=job.inputs + more_in, outputs=job.outputs + more_out), base
 
 

@@ -1,3 +1,4 @@
+#!/bin/sh
 # Runs as root of a namespace of its own (or as root): turns the unpacked tree $ROOT into what goes on the disk.
 # $OVERLAY: files to lay over it. $USERS: names. $COMMANDS: a file of shell commands, may be empty. $STAMP: a file
 # made when the build began: what is newer was made by it and gets a time that every build agrees on.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmjob.image.micro import package_file
+from vmjob.image.micro import DEVICE_LINKS, package_file
 from vmjob.image.recipe import Recipe
 
 _AGENT_UNIT = """\
@@ -62,6 +62,8 @@ def write(plan: Recipe, overlay: Path) -> None:
 
     put("usr/lib/vmjob/agent", package_file("guest/agent.sh"), 0o755)
     put("usr/lib/vmjob/init", package_file("image/init.sh"), 0o755)
+    for name, target in DEVICE_LINKS.items():
+        link(f"usr/lib/vmjob/dev/{name}", target)
     for name, text in (("vmjob-agent.service", _AGENT_UNIT), ("vmjob-net.service", _NET_UNIT)):
         put(f"usr/lib/systemd/system/{name}", text.encode())
         link(f"etc/systemd/system/multi-user.target.wants/{name}", f"/usr/lib/systemd/system/{name}")

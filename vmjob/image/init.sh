@@ -1,10 +1,13 @@
 #!/bin/sh
 # First program of boot method "job", as process 1: shows the kernel's file systems, brings up the network that
 # the host chose, and becomes the agent. The same file serves the micro image and every built one:
-#   init        all of that
+#   . init      from our initramfs. With $top, the root it mounted, it returns when that is ready: made so by
+#               busybox, whose start costs a fifth of a dynamic program's
+#   init        all of that, as the init of a root that something else mounted
 #   init net    only the network (vmjob-net.service, boot method "system")
 # vmjob.net=ADDRESS/PREFIX,GATEWAY,DNS on the kernel's command line sets the first network card; nothing there: no
 # network in a job, DHCP in a system. POSIX sh for busybox and dash; few forks, each costs milliseconds at start.
+: "${top=}"
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 HOME=/root
 export PATH HOME
@@ -17,10 +20,12 @@ filesystems() {
     mkdir -p /dev/pts /dev/shm
     mount -t devpts -o nosuid,noexec,gid=5,mode=620,ptmxmode=666 devpts /dev/pts
     mount -t tmpfs -o nosuid,nodev shm /dev/shm
-    [ -L /dev/fd ] || { ln -s /proc/self/fd /dev/fd; ln -s fd/1 /dev/stdout; ln -s fd/2 /dev/stderr; }
-    # where the root itself is memory, one more layer is only one more mount
-    case " $(cat /proc/mounts)" in *" / rootfs "* | *" /run tmpfs "*) ;; *) mount -t tmpfs -o nosuid,nodev,mode=755 run /run ;; esac
-    [ ! -r /etc/hostname ] || cat /etc/hostname >/proc/sys/kernel/hostname
+    [ -L /dev/fd ] || cp -a /usr/lib/vmjob/dev/. /dev/
+    # in the micro image all is memory already
+    [ -e /lib/vmjob/micro ] || mount -t tmpfs -o nosuid,nodev,mode=755 run "$top/run"
+    if [ -r "$top/etc/hostname" ] && read -r name <"$top/etc/hostname"; then
+        echo "$name" >/proc/sys/kernel/hostname
+    fi
 }
 
 # the value of vmjob.net, or nothing
@@ -71,8 +76,8 @@ net_static() {
         echo "vmjob: no ip, ifconfig or busybox in this image: no network" >&2
     fi
     # a link into a resolver daemon that does not run here would lead nowhere
-    [ ! -L /etc/resolv.conf ] || rm -f /etc/resolv.conf
-    echo "nameserver $dns" >/etc/resolv.conf
+    [ ! -L "$top/etc/resolv.conf" ] || rm -f "$top/etc/resolv.conf"
+    echo "nameserver $dns" >"$top/etc/resolv.conf"
 }
 
 loopback() {
@@ -96,4 +101,4 @@ filesystems
 loopback
 wanted=$(net_wanted)
 [ -z "$wanted" ] || net_static "$wanted"
-exec /usr/lib/vmjob/agent job
+[ -n "$top" ] || exec /usr/lib/vmjob/agent job

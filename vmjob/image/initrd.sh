@@ -1,6 +1,7 @@
 #!/bin/sh
 # /init of every initramfs made here: loads what the virtio devices need, then starts the job: in the micro image
 # right here, in a built image on its disk, which has the serial vmjob-root.
+# shellcheck disable=SC1091,SC2034 # init.sh is read at run time and uses what is set here
 export PATH=/bin
 mount -t devtmpfs -o nosuid dev /dev
 mount -t proc -o nosuid,nodev,noexec proc /proc
@@ -16,7 +17,7 @@ load() {
 
 load order
 case $words in *vmjob.net=* | *vmjob.boot=system*) load order.net ;; esac
-[ -e micro ] && exec /usr/lib/vmjob/init
+[ ! -e micro ] || . /usr/lib/vmjob/init # and does not return
 
 tries=0
 while :; do
@@ -30,6 +31,12 @@ while :; do
     usleep 20000
 done
 mount -t ext4 -o rw,noatime "/dev/${disk##*/}" /root || { echo "vmjob: the root disk does not mount" >/dev/kmsg; exit 1; }
+next=/sbin/init
+case $words in *vmjob.boot=job*)
+    top=/root next="/usr/lib/vmjob/agent job"
+    . /usr/lib/vmjob/init
+    ;;
+esac
 for place in dev proc sys; do mount -o move "/$place" "/root/$place"; done
-case $words in *vmjob.boot=job*) next=/usr/lib/vmjob/init ;; *) next=/sbin/init ;; esac
-exec switch_root /root "$next"
+# shellcheck disable=SC2086 # two words
+exec switch_root /root $next

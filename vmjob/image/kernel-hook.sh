@@ -1,3 +1,4 @@
+#!/bin/sh
 # mmdebstrap's customize hook: the kernel's files come in without its package, whose scripts would make an initramfs
 # of Debian's kind and want a boot loader. $1: the tree; VMJOB_KERNEL: the package asked for.
 set -eu

@@ -21,6 +21,9 @@ KERNEL = "linux-image-cloud-amd64"
 # both ways to reach virtio devices: microvm has them memory-mapped, q35 on PCI
 MODULES = ("virtio_pci", "virtio_mmio", "virtio_blk", "virtio_console")
 NET_MODULES = ("virtio_net",)
+# what programs expect in /dev besides the kernel's own
+DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1",
+                "stderr": "/proc/self/fd/2"}
 LIMIT = 20 * MIB
 _USER = "vmjob"
 
@@ -89,6 +92,9 @@ def initramfs(busybox: Path, modules: Path) -> cpio.Tree:
         if applet != "busybox":
             tree.link(f"bin/{applet}", "busybox")
     tree.file("init", package_file("image/initrd.sh"), 0o755)
+    tree.file("usr/lib/vmjob/init", package_file("image/init.sh"), 0o755)
+    for name, target in DEVICE_LINKS.items():
+        tree.link(f"usr/lib/vmjob/dev/{name}", target)
     base = debian.load_order(modules, MODULES)
     have = [_module_name(path) for path in base]
     for name, order in (("order", base), ("order.net", debian.load_order(modules, NET_MODULES, loaded=have))):
@@ -105,7 +111,6 @@ def _module_name(path: Path) -> str:
 def _micro_root(tree: cpio.Tree) -> None:
     """What makes the initramfs a small system of its own."""
     tree.file("lib/vmjob/micro", b"")
-    tree.file("usr/lib/vmjob/init", package_file("image/init.sh"), 0o755)
     tree.file("usr/lib/vmjob/agent", package_file("guest/agent.sh"), 0o755)
     tree.file("etc/passwd", f"root:x:0:0:root:/root:/bin/sh\n{_USER}:x:1000:1000::/home/{_USER}:/bin/sh\n".encode())
     tree.file("etc/group", f"root:x:0:\ntty:x:5:\n{_USER}:x:1000:\n".encode())
