@@ -60,7 +60,7 @@ def compose(job: Job, manifest: Manifest, granted: Granted, qemu: QemuInfo, acce
     boot = boot_method(job, manifest)
     disk, kernel = manifest.file("disk"), manifest.file("kernel")
     if boot is not Boot.DISK and kernel is None:
-        raise ImageError(f"{manifest.name}: manifest.yaml: the boot method {boot.value} needs a kernel, and there is none",
+        raise ImageError(f"{manifest.name}: manifest.yaml: files: the boot method {boot.value} needs a kernel",
                          "rebuild the image, or list only boot: [disk]")
     direct = boot is not Boot.DISK
     arguments = cmdline.kernel_arguments(boot, accel.name, manifest.cmdline, host_khz) if direct else ""
@@ -69,8 +69,8 @@ def compose(job: Job, manifest: Manifest, granted: Granted, qemu: QemuInfo, acce
         arguments += " vmjob.net="
         arguments += f"{link.address}/{link.prefix},{link.gateway},{link.dns}" if link.address else ""
     return VmSpec(
-        qemu=qemu.path, accel=accel.name, machine=cmdline.choose_machine(boot, qemu), cpus=granted.cpus,
-        memory=granted.memory, boot=boot, name=f"vmjob-{job.name}",
+        qemu=qemu.path, accel=accel.name, machine=cmdline.choose_machine(boot, qemu, accel.name, host_khz),
+        cpus=granted.cpus, memory=granted.memory, boot=boot, name=f"vmjob-{job.name}",
         kernel=str(files.image["kernel"]) if direct else "",
         initrd=str(files.image["initrd"]) if direct and "initrd" in files.image else "",
         cmdline=arguments,

@@ -1,12 +1,15 @@
 """Where things live on this machine, decided once, from the environment.
 
-============  =====================================================  =======================
-variable      meaning                                                default
-============  =====================================================  =======================
-VMJOB_HOME    the user's image store                                 $XDG_DATA_HOME/vmjob
-VMJOB_CACHE   what may be deleted: probe answers, a node's images    $XDG_CACHE_HOME/vmjob
-VMJOB_QEMU    the QEMU to use                                        qemu-system-x86_64, qemu-kvm
-============  =====================================================  =======================
+=======================  =====================================================  ==========================
+variable                 meaning                                                default
+=======================  =====================================================  ==========================
+VMJOB_HOME               the user's image store                                 $XDG_DATA_HOME/vmjob
+VMJOB_CACHE              what may be deleted: probe answers, a node's images    $XDG_CACHE_HOME/vmjob
+VMJOB_QEMU               the QEMU to use                                        qemu-system-x86_64, qemu-kvm
+VMJOB_BOOT_TIMEOUT       how long a guest may take to say hello                 1m, 5m, 10m by boot method
+VMJOB_SILENCE_TIMEOUT    how long a running guest may give no sign of life      1m
+VMJOB_ALLOW_USERNET      1: NAT also where the node's loopback is not guarded   refuse
+=======================  =====================================================  ==========================
 """
 
 from __future__ import annotations

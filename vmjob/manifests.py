@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from vmjob import units
-from vmjob.errors import ImageError, JobError, VmjobError
+from vmjob.errors import ImageCorrupt, ImageError, JobError, VmjobError
 from vmjob.model import Boot, ImageFile, Manifest
 
 DISK_FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx")
@@ -35,8 +35,8 @@ def manifest_from_dict(document: Any, where: str, error: type[VmjobError] = Imag
     _check(manifest, where, error)
     stated = body.get("digest", manifest.digest)
     if stated != manifest.digest:
-        raise error(f"{where}: digest: {stated} is stated, but the content has {manifest.digest}",
-                    "the manifest was changed after it was made: fetch it again, or remove the line")
+        raise ImageCorrupt(f"{where}: digest: {stated} is stated, but the content has {manifest.digest}",
+                           "the manifest was changed after it was made: fetch it again, or remove the line")
     return manifest
 
 

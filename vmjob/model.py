@@ -251,16 +251,6 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class GuestOutcome:
-    """What the guest told over its channel until it ended."""
-
-    exit_status: Optional[int]
-    outputs_note: str = ""
-    missing: tuple[str, ...] = ()
-    output_archive: bool = False
-
-
-@dataclass(frozen=True)
 class Result:
     """What ``result.json`` holds (vmjob/schemas/result.schema.json); times in seconds, sizes in bytes.
 

@@ -101,7 +101,8 @@ def failure_from_os(error: OSError) -> VmjobError:
     """An operating system's refusal as a named failure."""
     where = f": {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ScratchFull(f"the disk of this node is full{where}", "free space there, or name another folder: --scratch")
+        return ScratchFull(f"the disk of this node is full{where}",
+                           "free space there, or name another folder: --scratch")
     named = HostError(f"{error.strerror or error}{where}", "check the permissions of the folder and that it exists")
     named.__cause__ = error
     return named

@@ -21,10 +21,8 @@ def image_place(sha256: str) -> str:
     return f"image/{sha256}"
 
 
-def write_payload(folder: Path, payload: Payload) -> Path:
-    """Write ``folder``/payload.json; its path. The input archive is read for its digest, nothing is copied.
-
-    Raises OSError."""
+def payload_document(payload: Payload) -> dict[str, Any]:
+    """The document of payload.schema.json. The input archive is read for its digest. Raises OSError."""
     import vmjob
 
     body: dict[str, Any] = {
@@ -35,8 +33,13 @@ def write_payload(folder: Path, payload: Payload) -> Path:
     archive = payload.input_archive
     if archive is not None:
         body["input"] = {"name": INPUT, "size": archive.stat().st_size, "sha256": sha256_of(archive)}
+    return body
+
+
+def write_payload(folder: Path, payload: Payload) -> Path:
+    """Write ``folder``/payload.json; its path. Nothing is copied. Raises OSError."""
     path = folder / NAME
-    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(payload_document(payload), indent=1) + "\n", encoding="utf-8")
     return path
 
 

@@ -54,7 +54,8 @@ def run(payload: Payload, slot: Slot, store: Store, *, results: Optional[Path] =
             this.failure = failure_from_os(error)
         except Exception as bug:  # ours: the result must tell it all the same
             log.exception("this is a bug in vmjob")
-            this.failure = VmjobError(f"bug in vmjob: {type(bug).__name__}: {bug}", "please report it with the lines above")
+            this.failure = VmjobError(f"bug in vmjob: {type(bug).__name__}: {bug}",
+                                      "please report it with the lines above")
         result = this.result()
         if results is not None and result.failure_kind != "FolderBusy":
             write_result(result, results)

@@ -39,6 +39,7 @@ def check(document: Any, name: str, where: str, error: type[VmjobError] = JobErr
     """``document`` itself if it fits schema ``name``; else ``error`` naming ``where`` (the file) and the key."""
     import fastjsonschema
 
+    _named_keys(document, where, error)
     try:
         _checker(name)(document)
     except fastjsonschema.JsonSchemaValueException as wrong:
@@ -47,6 +48,16 @@ def check(document: Any, name: str, where: str, error: type[VmjobError] = JobErr
     if not isinstance(document, dict):
         raise error(f"{where}: expected a mapping of keys to values", f"vmjob schema {name} shows what is allowed")
     return document
+
+
+def _named_keys(document: Any, where: str, error: type[VmjobError]) -> None:
+    """YAML makes booleans and numbers of some words; as a key that is never meant."""
+    for value in document.values() if isinstance(document, dict) else document if isinstance(document, list) else ():
+        _named_keys(value, where, error)
+    for key in document if isinstance(document, dict) else ():
+        if not isinstance(key, str):
+            raise error(f"{where}: YAML reads a key as {key!r}, not as a word",
+                        "write it in quotes (on, off, yes and no are booleans in YAML)")
 
 
 def _explain(wrong: Any) -> tuple[str, str]:

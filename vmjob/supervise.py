@@ -62,7 +62,8 @@ class Guest:
             self.this.attempts = attempt
             try:
                 self._start()
-                return self._await(self._booted())
+                self._await(self._booted())
+                return
             except (BootFailed, GuestVanished) as failure:
                 # before hello nothing of the job has run, so a second try cannot run it twice
                 if attempt == BOOT_ATTEMPTS or self.stopped:

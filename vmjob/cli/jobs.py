@@ -71,7 +71,8 @@ def pack(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"payload": str(out), "bytes": size, "image": payload.manifest.digest}))
     else:
-        print(f"{out}: {format_size(size)}, job {job.name}, image {payload.manifest.name} {payload.manifest.digest[:19]}…")
+        image = payload.manifest
+        print(f"{out}: {format_size(size)}, job {job.name}, image {image.name} {image.digest[:19]}…")
         enter = f"tar xf {out.name}" if out.suffix == ".tar" else f"cd {out}"
         print(f"in the slot: {enter} && sh vmjob-wrapper.sh")
     return 0
@@ -103,7 +104,8 @@ def job_of(args: argparse.Namespace) -> tuple[Job, Path]:
     for key in ("image", "name", "accel", "network", "user", "boot"):
         if getattr(args, key) is not None:
             document[key] = getattr(args, key)
-    asked = {key: getattr(args, key) for key in ("cpus", "memory", "disk", "walltime") if getattr(args, key) is not None}
+    asked = {key: value for key in ("cpus", "memory", "disk", "walltime")
+             if (value := getattr(args, key)) is not None}
     if asked:
         document["resources"] = {**document.get("resources", {}), **asked}
     if args.env:
@@ -125,7 +127,7 @@ def job_of(args: argparse.Namespace) -> tuple[Job, Path]:
 
 def _from_here(text: str, base: Path) -> str:
     """A path of the command line is relative to the current folder, not to the job file."""
-    return text if base == Path() else os.path.abspath(text)
+    return text if base == Path() else str(Path.cwd() / text)
 
 
 def _variables(texts: list[str]) -> dict[str, str]:

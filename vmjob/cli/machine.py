@@ -7,6 +7,8 @@ import json
 import sys
 from dataclasses import asdict
 
+from vmjob import config
+
 _SIGNS = {"ok": ("ok     ", "32"), "warning": ("warning", "33"), "failure": ("FAILURE", "31")}
 
 
@@ -14,7 +16,9 @@ def doctor(args: argparse.Namespace) -> int:
     """Print the checks; the status is 0 when a VM can run here at all."""
     from vmjob.vm.doctor import examine
 
-    checks = examine(fresh=args.fresh)
+    if args.fresh:
+        (config.cache_dir() / "probe.json").unlink(missing_ok=True)
+    checks = examine()
     failed = any(check.level == "failure" for check in checks)
     if args.json:
         print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=1))

@@ -27,8 +27,8 @@ def add_verbs(verbs: Any) -> None:
     _verbose(run)
 
     pack = _verb(verbs, "pack", "make a job the input of any batch system",
-                 "example:\n  vmjob pack job.yaml -o payload.tar\n  (in the slot: tar xf payload.tar && sh vmjob-wrapper.sh)\n",
-                 _pack)
+                 "example:\n  vmjob pack job.yaml -o payload.tar\n"
+                 "  (in the slot: tar xf payload.tar && sh vmjob-wrapper.sh)\n", _pack)
     _job_options(pack)
     pack.add_argument("-o", "--out", metavar="DIR|FILE.tar", required=True, help="folder or tar file to write")
     pack.add_argument("--json", action="store_true", help="print what was written as JSON")

@@ -22,9 +22,9 @@ def show(job: Job, scratch: Path, as_json: bool) -> int:
     limits = document["limits"]
     print("# payload")
     print(json.dumps(document["payload"], indent=1))
-    print(f"\n# limits: {limits['cpus']} CPUs, {format_size(limits['memory'])} memory, {format_size(limits['disk'])} outputs, "
-          + (f"{format_duration(limits['walltime'])} walltime" if limits["walltime"] else "no walltime")
-          + f" (slot: {limits['slot']})")
+    walltime = f"{format_duration(limits['walltime'])} walltime" if limits["walltime"] else "no walltime"
+    print(f"\n# limits: {limits['cpus']} CPUs, {format_size(limits['memory'])} memory, "
+          f"{format_size(limits['disk'])} outputs, {walltime} (slot: {limits['slot']})")
     print(f"# accelerator: {document['accelerator']['name']}, {document['accelerator']['reason']}")
     print(f"# network: {document['network']}")
     print("\n# QEMU (started in a private folder of " + str(scratch) + ")")
@@ -70,14 +70,15 @@ def _plan(job: Job, scratch: Path) -> dict[str, Any]:
 
 
 def _remembered(job: Job) -> tuple[QemuInfo, AccelChoice]:
-    """What a probe would say, from what earlier probes of this boot found out."""
+    """What a probe would say, from what earlier probes of this boot found; else a plain assumption, said as one."""
     from vmjob.vm import probe
 
-    known = probe.remembered()
-    qemu = known.qemu or QemuInfo("qemu-system-x86_64", (7, 2, 0), ("microvm", "q35"), ("stream", "user", "filter-redirector"))
-    if job.accel is not Accel.AUTO:
-        return qemu, AccelChoice(job.accel.value, "the job asks for it")
-    return qemu, known.accel or AccelChoice("kvm", "assumed: this host has not been probed yet (vmjob doctor does)")
+    known = probe.remembered(job.accel)
+    if known:
+        return known
+    usual = QemuInfo("qemu-system-x86_64", (7, 2, 0), ("microvm", "q35"), ("stream", "user", "filter-redirector"))
+    name = "tcg" if job.accel is Accel.TCG else "kvm"
+    return usual, AccelChoice(name, "assumed, as this host has not been probed yet; vmjob doctor does that")
 
 
 def _lines(argv: list[str]) -> list[str]:

@@ -34,13 +34,18 @@ _NET_PARTS = ("user", "stream", "passt")
 
 def find_qemu() -> QemuInfo:
     """The QEMU of this host: VMJOB_QEMU, else the first of the usual names. Raises QemuMissing."""
+    path = _qemu_path()
+    known = _cached(_key(path), "qemu", lambda: _ask_qemu(path))
+    return QemuInfo(path, tuple(known["version"]), tuple(known["machines"]), tuple(known["netdevs"]))
+
+
+def _qemu_path() -> str:
     wanted = os.environ.get("VMJOB_QEMU", "")
     path = process.which(wanted) if wanted else next(filter(None, map(process.which, _NAMES)), None)
     if not path:
         raise QemuMissing(f"VMJOB_QEMU names {wanted}, which is no program here" if wanted
                           else "there is no QEMU on this machine", _INSTALL)
-    known = _cached(_key(path), "qemu", lambda: _ask_qemu(path))
-    return QemuInfo(path, tuple(known["version"]), tuple(known["machines"]), tuple(known["netdevs"]))
+    return path
 
 
 def _ask_qemu(path: str) -> dict[str, Any]:
@@ -122,6 +127,18 @@ def _owner(device: Path) -> str:
     except KeyError:
         group = str(found.st_gid)
     return f"it belongs to group {group}, mode {found.st_mode & 0o777:04o}"
+
+
+def remembered(wanted: Accel) -> Optional[tuple[QemuInfo, AccelChoice]]:
+    """What find_qemu and choose_accel would say, from what this boot's earlier probes found; starts nothing. None when
+    nothing is known yet. Raises QemuMissing."""
+    path = _qemu_path()
+    known = _read(config.cache_dir() / "probe.json").get(_key(path), {})
+    if "qemu" not in known or (wanted is not Accel.TCG and device_problem(Path("/dev/kvm")) is None
+                               and "kvm" not in known):
+        return None
+    qemu = find_qemu()
+    return qemu, choose_accel(wanted, qemu)
 
 
 # ---------------------------------------------------------------- the host's clock

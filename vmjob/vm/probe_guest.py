@@ -96,7 +96,11 @@ def _verdict(guest: subprocess.Popen[bytes], said: dict[int, bytes], end: float,
     last = said[err].decode(errors="replace").strip().splitlines()[-1:]
     with suppress(subprocess.TimeoutExpired):
         guest.wait(1)
-    return f"QEMU gave up: {last[0]}" if last else f"a test guest failed: {_progress(said[out])}"
+    if not last:
+        return f"a test guest failed: {_progress(said[out])}"
+    # "qemu-system-x86_64: ../../file.c:1: function: what happened": people want the end of it
+    return "QEMU gave up: " + re.sub(r"^(\S*qemu\S*|\S+\.c:\d+|[a-z0-9_]+): ", "", re.sub(
+        r"^\S*qemu\S*: (\S+\.c:\d+: (\w+: )?)?", "", last[0]))
 
 
 def _progress(output: bytes) -> str:

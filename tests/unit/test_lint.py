@@ -1,0 +1,112 @@
+"""What tools can check about the code, checked like everything else."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.unit
+
+# a folder may import only what stands below it in this list; those on one line do not know each other
+LAYERS = [
+    {"errors", "model", "units", "process", "config", "progress", "schema", "job", "files", "manifests", "payload", ""},
+    {"image", "stage", "slot", "vm", "guest", "batch"},
+    {"compose", "outcome", "supervise", "bundle", "run", "submit"},
+    {"cli", "__main__", "__init__"},
+]
+SHELL = [*ROOT.glob("vmjob/**/*.sh"), *ROOT.glob("wrappers/*.sh"), *(p for p in ROOT.glob(".ci/*") if p.is_file())]
+
+
+def run(*argv: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *argv], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ruff() -> None:
+    run("ruff", "check", "vmjob", "tests", "bench", "examples")
+
+
+def test_mypy() -> None:
+    run("mypy")
+
+
+@pytest.mark.parametrize("script", SHELL, ids=lambda p: str(p.relative_to(ROOT)))
+def test_shellcheck(script: Path) -> None:
+    tool = shutil.which("shellcheck")
+    if not tool:
+        pytest.skip("needs shellcheck: apt-get install shellcheck")
+    done = subprocess.run([tool, "-s", "sh", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def imports(path: Path) -> set[str]:
+    """First name below vmjob of everything that a module imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] if node.module != "vmjob" else [f"vmjob.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.split(".")[0] == "vmjob":
+                found.add(".".join(name.split(".")[1:2]))
+    return {name for name in found if not name.startswith("__")}
+
+
+def test_imports_point_downward() -> None:
+    level = {name: number for number, names in enumerate(LAYERS) for name in names}
+    wrong = []
+    for path in sorted((ROOT / "vmjob").rglob("*.py")):
+        parts = path.relative_to(ROOT / "vmjob").parts
+        here = parts[0] if len(parts) > 1 else path.stem
+        assert here in level, f"{path}: new at the top of the package: say in LAYERS where it stands"
+        for there in imports(path) - {here}:
+            assert there in level, f"{path} imports vmjob.{there}, which is no module at the top of the package"
+            siblings = level[here] == level[there] == 1
+            if level[there] > level[here] or siblings:
+                wrong.append(f"{path.relative_to(ROOT)} imports vmjob.{there}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_cli_prints_and_exits() -> None:
+    wrong = []
+    for path in (ROOT / "vmjob").rglob("*.py"):
+        if "cli" in path.parts or path.stem == "__main__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.exit", "exit"):
+                wrong.append(f"{path}:{node.lineno}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_process_starts_programs() -> None:
+    doors = re.compile(r"\bsubprocess\.(run|Popen|call|check_\w+)\(|\bos\.(system|popen|fork|spawn\w+)\(")
+    found = {p.name for p in (ROOT / "vmjob").rglob("*.py") if doors.search(p.read_text())}
+    assert found == {"process.py"}
+
+
+def test_modules_stay_small() -> None:
+    long = {str(p.relative_to(ROOT)): n for p in (ROOT / "vmjob").rglob("*.py")
+            if (n := len(p.read_text().splitlines())) > 300}
+    assert not long
+
+
+def test_nothing_of_a_workplace_is_in_the_repository() -> None:
+    """Home folders and temporary places of whoever wrote a file do not belong in it."""
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not names:
+        pytest.skip("not a git checkout")
+    pattern = re.compile("/" + r"(root|work)/[a-z.]|\." + "pyenv")
+    wrong = [name for name in names if (ROOT / name).is_file() and os.access(ROOT / name, os.R_OK)
+             and pattern.search((ROOT / name).read_bytes().decode(errors="replace"))]
+    assert not wrong
