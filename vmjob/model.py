@@ -226,7 +226,6 @@ class VmSpec:
     netdev: str = ""
     netdev_extra: tuple[str, ...] = ()
     cpu_model: str = ""
-    sockets: tuple[tuple[str, str], ...] = ()
 
 
 # ---------------------------------------------------------------- result

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
-from vmjob import config, submit
+from vmjob import api, config
 from vmjob.cli import report
 from vmjob.errors import JobError, VmjobError
 from vmjob.model import Failure, Job, Result
@@ -19,19 +19,10 @@ from vmjob.units import format_duration, format_size
 
 def run(args: argparse.Namespace) -> int:
     """``vmjob run``: this machine is the slot."""
-    from vmjob.image.store import Store
-    from vmjob.run import run as walk
-    from vmjob.slot.limits import detect
-    from vmjob.slot.scratch import scratch
-
     job, base = job_of(args)
-    reporter = report.choose(args.quiet, args.json)
     results = _results_folder(args.results, job, bool(args.job))
-    store = Store(config.store_dir())
-    slot = detect(os.environ, _scratch_base(args.scratch))
-    with scratch(slot.scratch) as folder:
-        payload = submit.resolve(job, base, store, folder, reporter)
-        result = walk(payload, slot, store, results=results, reporter=reporter)
+    result = api.run_job(job, base=base, results=results, scratch=Path(args.scratch) if args.scratch else None,
+                         reporter=report.choose(args.quiet, args.json))
     return _tell(result, results, args)
 
 
@@ -58,21 +49,13 @@ def slot_run(args: argparse.Namespace) -> int:
 
 def pack(args: argparse.Namespace) -> int:
     """``vmjob pack``: write the payload as a folder or a tar file."""
-    from vmjob import bundle
-    from vmjob.image.store import Store
-    from vmjob.slot.scratch import scratch
-
     job, base = job_of(args)
-    reporter = report.choose(json=args.json)
     out = Path(args.out)
-    with scratch(_scratch_base(None)) as folder:
-        payload = submit.resolve(job, base, Store(config.store_dir()), folder, reporter)
-        size = bundle.pack(payload, out, reporter)
+    size = api.pack_job(job, out, base=base, reporter=report.choose(json=args.json))
     if args.json:
-        print(json.dumps({"payload": str(out), "bytes": size, "image": payload.manifest.digest}))
+        print(json.dumps({"payload": str(out), "bytes": size, "job": job.name, "image": job.image}))
     else:
-        image = payload.manifest
-        print(f"{out}: {format_size(size)}, job {job.name}, image {image.name} {image.digest[:19]}…")
+        print(f"{out}: {format_size(size)}, job {job.name} with the image {job.image}")
         enter = f"tar xf {out.name}" if out.suffix == ".tar" else f"cd {out}"
         print(f"in the slot: {enter} && sh vmjob-wrapper.sh")
     return 0
@@ -83,7 +66,7 @@ def plan(args: argparse.Namespace) -> int:
     from vmjob.cli.planning import show
 
     job, _ = job_of(args)
-    return show(job, _scratch_base(args.scratch), args.json)
+    return show(job, Path(args.scratch) if args.scratch else api.default_scratch(), args.json)
 
 
 # ---------------------------------------------------------------- options → Job
@@ -138,10 +121,6 @@ def _variables(texts: list[str]) -> dict[str, str]:
             raise JobError(f"--env {text}: expected NAME=VALUE", f"--env {text}=something")
         pairs[name] = value
     return pairs
-
-
-def _scratch_base(folder: Optional[str]) -> Path:
-    return Path(folder or os.environ.get("TMPDIR") or "/var/tmp")
 
 
 def _results_folder(named: Optional[str], job: Job, from_file: bool) -> Optional[Path]:

@@ -54,6 +54,9 @@ def install(requirements: Sequence[str], root: Path, overlay: Path) -> tuple[str
         raise BuildFailed(f"pip: {error}", "only packages with a wheel for the guest's Python do") from failed
     if (target / "bin").is_dir():
         _scripts(target / "bin", overlay / "usr/local/bin")
+    for name in ("share", "etc"):  # what a wheel puts beside lib/, and finds there: ../../../share from its own place
+        if (target / name).is_dir():
+            (target / name).rename(overlay / "usr/local" / name)
     return tuple(sorted(_settle(info) for info in target.glob("*.dist-info")))
 
 

@@ -31,7 +31,7 @@ def command_line(spec: VmSpec) -> list[str]:
             "-sandbox", SANDBOX, "-display", "none", "-no-reboot"]
     argv += _machine(spec)
     for name in SOCKETS:
-        argv += ["-chardev", f"socket,id={name},path={_socket(spec, name)},server=off"]
+        argv += ["-chardev", f"socket,id={name},path={name}.sock,server=off"]
     argv += ["-serial", "chardev:console", "-mon", "chardev=qmp,mode=control"]
     if spec.kernel:
         argv += ["-kernel", spec.kernel, "-append", spec.cmdline]
@@ -42,10 +42,6 @@ def command_line(spec: VmSpec) -> list[str]:
     for name, port in PORTS:
         argv += ["-device", f"virtserialport,chardev={name},name={port}"]
     return argv + _network(spec)
-
-
-def _socket(spec: VmSpec, name: str) -> str:
-    return dict(spec.sockets).get(name, f"{name}.sock").replace(",", ",,")
 
 
 def _device(spec: VmSpec, name: str) -> str:

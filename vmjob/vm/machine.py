@@ -44,7 +44,7 @@ class Machine:
 
     def __init__(self, spec: VmSpec, folder: Path, link: Optional[Link] = None) -> None:
         self.spec, self.folder, self.link = spec, folder, link
-        sockets = {name: dict(spec.sockets).get(name, f"{name}.sock") for name in SOCKETS}
+        sockets = {name: f"{name}.sock" for name in SOCKETS}
         self.qemu = QemuProcess(command_line(spec), folder, sockets, link.fds if link else ())
         self.events: list[dict[str, Any]] = []
         self._qmp: Optional[QMPClient] = None

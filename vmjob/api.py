@@ -1,0 +1,76 @@
+"""vmjob as a library: what the command does, with typed results.
+
+>>> import vmjob
+>>> job = vmjob.Job(name="hello", image="micro", command=("sh", "-c", "echo hello; exit 7"))
+>>> result = vmjob.run_job(job)
+>>> result.outcome, result.exit_status, result.failure
+('program-failed', 7, None)
+>>> [stage.name for stage in result.stages]
+['stage', 'verify', 'probe', 'boot', 'payload', 'collect', 'teardown']
+
+To see the program's output, pass a Reporter whose ``output`` does something with it:
+
+>>> class Printing(vmjob.Reporter):
+...     def output(self, stream, data):
+...         print(stream, data.decode().strip())
+>>> vmjob.run_job(job, reporter=Printing()).status
+stdout hello
+7
+
+What the caller did wrong before anything was started is raised:
+
+>>> vmjob.run_job(vmjob.Job(name="x", image="no-such-image", command=("true",)))
+Traceback (most recent call last):
+    ...
+vmjob.errors.ImageMissing: there is no image 'no-such-image' on this machine
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Optional
+
+from vmjob import config, submit
+from vmjob.model import Job, Result
+from vmjob.progress import Reporter
+
+
+def default_scratch() -> Path:
+    """Where a run keeps its temporary files: $TMPDIR, else /var/tmp (a disk, where /tmp may be memory)."""
+    return Path(os.environ.get("TMPDIR") or "/var/tmp")
+
+
+def run_job(job: Job, *, base: Optional[Path] = None, results: Optional[Path] = None, scratch: Optional[Path] = None,
+            reporter: Optional[Reporter] = None) -> Result:
+    """Run ``job`` here and now; what became of it is the Result, failures of the run included.
+
+    ``base``: the folder that inputs are relative to (default: the current one). ``results``: an existing folder for
+    result.json and the outputs; without it they are dropped. ``scratch``: a folder for temporary files. Raises
+    ImageMissing, ImageError, InputMissing or JobError for what is wrong before a run begins. Takes over signals
+    while it runs, so call it from the main thread.
+    """
+    from vmjob.image.store import Store
+    from vmjob.run import run
+    from vmjob.slot.limits import detect
+    from vmjob.slot.scratch import scratch as private
+
+    listener = reporter or Reporter()
+    store = Store(config.store_dir())
+    slot = detect(os.environ, scratch or default_scratch())
+    with private(slot.scratch) as folder:
+        payload = submit.resolve(job, base or Path(), store, folder, listener)
+        return run(payload, slot, store, results=results, reporter=listener)
+
+
+def pack_job(job: Job, target: Path, *, base: Optional[Path] = None, reporter: Optional[Reporter] = None) -> int:
+    """Write the payload of ``job`` as a folder, or a file where ``target`` ends in .tar; its size in bytes.
+    Raises as run_job."""
+    from vmjob import bundle
+    from vmjob.image.store import Store
+    from vmjob.slot.scratch import scratch as private
+
+    listener = reporter or Reporter()
+    with private(default_scratch()) as folder:
+        payload = submit.resolve(job, base or Path(), Store(config.store_dir()), folder, listener)
+        return bundle.pack(payload, target, listener)

@@ -1,0 +1,56 @@
+"""What a run would submit and start, worked out by the same functions; nothing is started and no network touched."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from vmjob import compose, config
+from vmjob.model import Accel, AccelChoice, Boot, Job, Payload, QemuInfo
+
+
+def plan(job: Job, scratch: Path) -> dict[str, Any]:
+    """The document that ``vmjob plan --json`` prints: payload, limits, accelerator, network, QEMU's command line, what
+    the agent is told, and the cloud-init seed. Raises what a run would raise before it starts anything."""
+    from vmjob.guest.script import job_script
+    from vmjob.guest.seed import agent_text, user_data
+    from vmjob.image.store import Store
+    from vmjob.payload import payload_document
+    from vmjob.slot.grant import grant
+    from vmjob.slot.limits import detect
+    from vmjob.vm import firmware, net, probe
+    from vmjob.vm.cmdline import command_line
+
+    manifest, paths = Store(config.store_dir()).resolve(job.image)
+    slot = detect(os.environ, scratch)
+    granted = grant(slot, job, manifest)
+    qemu, accel = _remembered(job)
+    link = net.plan(job.network, qemu)
+    boot = compose.boot_method(job, manifest)
+    code = firmware.find_uefi().code if boot is Boot.DISK and manifest.firmware == "uefi" else ""
+    files = compose.RunFiles(paths, "in.tar" if job.inputs else "")
+    spec = compose.compose(job, manifest, granted, qemu, accel, files, link, code,
+                           probe.host_khz() or 0 if accel.name == "tcg" else 0)
+    return {
+        "payload": payload_document(Payload(job, manifest, paths)),
+        "limits": {"cpus": granted.cpus, "memory": granted.memory, "disk": granted.disk, "walltime": granted.walltime,
+                   "slot": slot.kind, "sources": list(slot.sources)},
+        "accelerator": {"name": accel.name, "reason": accel.reason},
+        "network": link.description,
+        "qemu": command_line(spec),
+        "guest": job_script(job),
+        "seed": user_data(agent_text()) if boot is Boot.DISK else "",
+    }
+
+
+def _remembered(job: Job) -> tuple[QemuInfo, AccelChoice]:
+    """What a probe would say, from what earlier probes of this boot found; else a plain assumption, said as one."""
+    from vmjob.vm import probe
+
+    known = probe.remembered(job.accel)
+    if known:
+        return known
+    usual = QemuInfo("qemu-system-x86_64", (7, 2, 0), ("microvm", "q35"), ("stream", "user", "filter-redirector"))
+    name = "tcg" if job.accel is Accel.TCG else "kvm"
+    return usual, AccelChoice(name, "assumed, as this host has not been probed yet; vmjob doctor does that")
