@@ -54,9 +54,9 @@ def timeouts(boot: Boot) -> tuple[int, int]:
 
 
 def compose(job: Job, manifest: Manifest, granted: Granted, qemu: QemuInfo, accel: AccelChoice, files: RunFiles,
-            link: Link, firmware_code: str = "", host_khz: int = 0) -> VmSpec:
+            link: Link, firmware_code: str = "", host_khz: int = 0, attempt: int = 1) -> VmSpec:
     """The machine of one run. ``firmware_code``: for an image that boots by UEFI; ``link``: from vm.net;
-    ``host_khz``: from vm.probe, for emulation."""
+    ``host_khz``: from vm.probe, for emulation; ``attempt``: which boot of this run it is."""
     boot = boot_method(job, manifest)
     disk, kernel = manifest.file("disk"), manifest.file("kernel")
     if boot is not Boot.DISK and kernel is None:
@@ -79,4 +79,4 @@ def compose(job: Job, manifest: Manifest, granted: Granted, qemu: QemuInfo, acce
         backing_format=disk.format if disk else "",
         input_disk=files.input_disk, output_disk=files.output_disk if job.outputs else "",
         seed_disk=files.seed if boot is Boot.DISK else "",
-        netdev=link.netdev, netdev_extra=link.extra, cpu_model=cmdline.cpu_model(accel.name, qemu.version))
+        netdev=link.netdev, netdev_extra=link.extra, cpu_model=cmdline.cpu_model(accel.name, qemu.version, attempt))

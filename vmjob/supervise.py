@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob import compose
-from vmjob.errors import BootFailed, GuestVanished, VmjobError, WalltimeOver
+from vmjob.errors import BootFailed, GuestVanished, KernelPanic, VmjobError, WalltimeOver
 from vmjob.model import Boot, Image, VmSpec
 from vmjob.outcome import Run
 from vmjob.slot.signals import PAUSE, STOP, Signals, interrupted
+from vmjob.vm.cmdline import cpu_model
 
 if TYPE_CHECKING:
     import asyncio
@@ -64,12 +65,19 @@ class Guest:
                 self._start()
                 self._await(self._booted())
                 return
-            except (BootFailed, GuestVanished) as failure:
+            except (BootFailed, GuestVanished, KernelPanic) as failure:
                 # before hello nothing of the job has run, so a second try cannot run it twice
-                if attempt == BOOT_ATTEMPTS or self.stopped:
+                if attempt == BOOT_ATTEMPTS or self.stopped or not self._worth_a_try(failure):
                     raise
                 self.this.reporter.note(f"{failure.message}; trying once more")
                 self._end()
+
+    def _worth_a_try(self, failure: VmjobError) -> bool:
+        """A panic comes again, unless the next attempt offers the guest another CPU."""
+        accel, qemu = self.this.accel, self.this.qemu
+        assert accel and qemu
+        models = {cpu_model(accel.name, qemu.version, attempt) for attempt in (1, BOOT_ATTEMPTS)}
+        return not isinstance(failure, KernelPanic) or len(models) > 1
 
     def work(self) -> None:
         """Hand the job to the agent and wait until its program has ended."""
@@ -117,7 +125,8 @@ class Guest:
         link = self._stack.enter_context(net.network(this.job.network, this.qemu, self.folder))
         this.network = link.description
         khz = probe.host_khz() or 0 if this.accel.name == "tcg" else 0
-        return compose.compose(this.job, manifest, this.granted, this.qemu, this.accel, files, link, code, khz), link
+        return compose.compose(this.job, manifest, this.granted, this.qemu, this.accel, files, link, code, khz,
+                               this.attempts), link
 
     def _await(self, work: Awaitable[None]) -> None:
         assert self._loop and self._machine

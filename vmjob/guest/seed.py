@@ -12,11 +12,23 @@ from pathlib import Path
 
 _UNIT = """[Unit]
 Description=vmjob agent
-After=cloud-config.service
+After=network-online.target nss-lookup.target
 [Service]
 ExecStart=/bin/sh /run/vmjob-agent disk
 StandardOutput=journal+console
 KillMode=none
+"""
+
+# $1 agent, $2 unit
+_START = """umask 022
+printf %s "$1" >/run/vmjob-agent
+if [ ! -d /run/systemd/system ]; then
+	setsid sh /run/vmjob-agent disk >/dev/console 2>&1 </dev/null &
+	exit
+fi
+printf %s "$2" >/run/systemd/system/vmjob-agent.service
+systemctl start --no-block vmjob-agent.service ||
+	{ systemctl daemon-reload && systemctl start --no-block vmjob-agent.service; }
 """
 
 
@@ -28,22 +40,18 @@ def agent_text() -> str:
 
 
 def user_data(agent: str) -> str:
-    """cloud-config that writes the agent and starts it beside cloud-init, not inside it: a program that
+    """cloud-config that starts the agent beside cloud-init, not inside it: a program that
     runs for hours must not keep the boot waiting. JSON is YAML, and quotes everything safely."""
     config = {
-        "write_files": [
-            {"path": "/run/vmjob-agent", "permissions": "0755", "content": agent},
-            {"path": "/run/systemd/system/vmjob-agent.service", "permissions": "0644", "content": _UNIT},
-        ],
-        "runcmd": [["sh", "-c", "if [ -d /run/systemd/system ]; then systemctl daemon-reload &&"
-                    " systemctl start --no-block vmjob-agent.service; else setsid sh /run/vmjob-agent disk & fi"]],
+        "bootcmd": [["sh", "-c", _START, "sh", agent, _UNIT]],
+        "ssh_deletekeys": False, "ssh_genkeytypes": [], "locale": False,
     }
     return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"
 
 
 def meta_data(instance: str) -> str:
     """``instance`` differs from run to run, or cloud-init takes the guest for one it has set up already."""
-    return json.dumps({"instance-id": instance, "local-hostname": "vmjob"}) + "\n"
+    return json.dumps({"instance-id": instance, "local-hostname": "vmjob", "dsmode": "local"}) + "\n"
 
 
 def write_seed(target: Path, instance: str) -> None:

@@ -121,7 +121,8 @@ def _assemble(plan: Recipe, work: Path, namespace: Sequence[str]) -> int:
 
 
 def _initramfs(root: Path) -> bytes:
-    return micro.initramfs(root / "bin/busybox", debian.modules_folder(root)).pack()
+    # built into the cloud kernel, modules of the generic one
+    return micro.initramfs(root / "bin/busybox", debian.modules_folder(root), ("crc32c_generic", "ext4")).pack()
 
 
 def _compress(raw: Path, target: Path, size: int) -> ImageFile:

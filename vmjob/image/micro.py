@@ -81,8 +81,9 @@ def package_file(name: str) -> bytes:
     return data
 
 
-def initramfs(busybox: Path, modules: Path) -> cpio.Tree:
-    """The small initramfs of all images: busybox, the modules in loading order, and our /init."""
+def initramfs(busybox: Path, modules: Path, root: tuple[str, ...] = ()) -> cpio.Tree:
+    """The small initramfs of all images: busybox, the modules in loading order, and our /init. ``root``: modules
+    that its root disk needs besides."""
     tree = cpio.Tree()
     for folder in ("dev", "proc", "sys", "root", "run", "tmp", "etc"):
         tree.folder(folder)
@@ -95,7 +96,7 @@ def initramfs(busybox: Path, modules: Path) -> cpio.Tree:
     tree.file("usr/lib/vmjob/init", package_file("image/init.sh"), 0o755)
     for name, target in DEVICE_LINKS.items():
         tree.link(f"usr/lib/vmjob/dev/{name}", target)
-    base = debian.load_order(modules, MODULES)
+    base = debian.load_order(modules, (*MODULES, *root))
     have = [_module_name(path) for path in base]
     for name, order in (("order", base), ("order.net", debian.load_order(modules, NET_MODULES, loaded=have))):
         for path in order:

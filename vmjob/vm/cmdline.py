@@ -134,13 +134,15 @@ def choose_machine(boot: Boot, qemu: QemuInfo, accel: str = "kvm", host_khz: int
     return "microvm"
 
 
-def cpu_model(accel: str, version: tuple[int, ...]) -> str:
+def cpu_model(accel: str, version: tuple[int, ...], attempt: int = 1) -> str:
     """The host's own CPU under KVM; under emulation everything QEMU can emulate.
 
-    QEMU 7's cmpxchg16b corrupts the flags (seen with 7.2: kernels from 6.12 on panic); guests do without it."""
+    QEMU 7's emulated cmpxchg16b gets the flags wrong (seen with 7.2): kernels from 6.12 on panic in their first second.
+    The first boot offers it all the same, as programs built for x86-64-v2 (all of RHEL 9, NumPy) refuse a CPU without;
+    the second ``attempt`` does without."""
     if accel == "kvm":
         return "host"
-    return "max,-cx16" if version[:1] == (7,) else "max"
+    return "max,-cx16" if version[:1] == (7,) and attempt > 1 else "max"
 
 
 def kernel_arguments(boot: Boot, accel: str, manifest_cmdline: str = "", host_khz: int = 0) -> str:
