@@ -19,16 +19,20 @@ StandardOutput=journal+console
 KillMode=none
 """
 
-# $1 agent, $2 unit
-_START = """umask 022
-printf %s "$1" >/run/vmjob-agent
+# A boothook is the earliest that cloud-init runs, and takes no key of a configuration that the image has itself.
+_HOOK = """#cloud-boothook
+#!/bin/sh
+umask 022
+cat >/run/vmjob-agent <<'VMJOB-END'
+{agent}VMJOB-END
 if [ ! -d /run/systemd/system ]; then
 	setsid sh /run/vmjob-agent disk >/dev/console 2>&1 </dev/null &
 	exit
 fi
-printf %s "$2" >/run/systemd/system/vmjob-agent.service
+cat >/run/systemd/system/vmjob-agent.service <<'VMJOB-END'
+{unit}VMJOB-END
 systemctl start --no-block vmjob-agent.service ||
-	{ systemctl daemon-reload && systemctl start --no-block vmjob-agent.service; }
+	{{ systemctl daemon-reload && systemctl start --no-block vmjob-agent.service; }}
 """
 
 
@@ -40,18 +44,19 @@ def agent_text() -> str:
 
 
 def user_data(agent: str) -> str:
-    """cloud-config that starts the agent beside cloud-init, not inside it: a program that
-    runs for hours must not keep the boot waiting. JSON is YAML, and quotes everything safely."""
-    config = {
-        "bootcmd": [["sh", "-c", _START, "sh", agent, _UNIT]],
-        "ssh_deletekeys": False, "ssh_genkeytypes": [], "locale": False,
-    }
-    return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"
+    """A script that starts the agent beside cloud-init, not inside it: a program that runs for hours must not
+    keep the boot waiting."""
+    return _HOOK.format(agent=agent, unit=_UNIT)
+
+
+def vendor_data() -> str:
+    """Saves what only people who log in need: keys and languages that take seconds to make."""
+    return "#cloud-config\n" + json.dumps({"ssh_genkeytypes": ["ed25519"], "locale": False}) + "\n"
 
 
 def meta_data(instance: str) -> str:
     """``instance`` differs from run to run, or cloud-init takes the guest for one it has set up already."""
-    return json.dumps({"instance-id": instance, "local-hostname": "vmjob", "dsmode": "local"}) + "\n"
+    return json.dumps({"instance-id": instance, "local-hostname": "vmjob"}) + "\n"
 
 
 def write_seed(target: Path, instance: str) -> None:
@@ -61,7 +66,8 @@ def write_seed(target: Path, instance: str) -> None:
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
     try:
-        for name, text in (("user-data", user_data(agent_text())), ("meta-data", meta_data(instance))):
+        for name, text in (("user-data", user_data(agent_text())), ("meta-data", meta_data(instance)),
+                           ("vendor-data", vendor_data())):
             data = text.encode()
             iso.add_fp(io.BytesIO(data), len(data), f"/{name.replace('-', '').upper()};1", rr_name=name,
                        joliet_path=f"/{name}")

@@ -69,7 +69,7 @@ def _qemu(qemu: QemuInfo) -> Check:
     if qemu.version < (5, 2):
         return Check("qemu", FAILURE, f"{text} is too old", "install QEMU 5.2 or later, or name one in VMJOB_QEMU")
     if qemu.version[:1] == (7,):
-        return Check("qemu", OK, f"{text}; emulated kernels from 6.12 on need a second boot, by a fault of this version")
+        return Check("qemu", OK, f"{text}; emulated kernels from 6.12 on boot only in a second try")
     if "microvm" not in qemu.machines:
         return Check("qemu", WARNING, f"{text} has no machine 'microvm'", "guests boot on q35, about a tenth slower")
     return Check("qemu", OK, text)
