@@ -107,7 +107,8 @@ def test_bare_node_with_python_3_9_and_an_old_qemu(slot: Path, bare_node: Path) 
     done = subprocess.run(
         ["bwrap", "--ro-bind", bare_node, "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp",
          "--tmpfs", "/var/tmp", "--bind", slot, "/slot", "--chdir", "/slot", "--unshare-user", "--uid", "1000",
-         "--gid", "1000", "--unshare-pid", "--die-with-parent", "--clearenv", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/nonexistent",
+         "--gid", "1000", "--unshare-pid", "--die-with-parent",
+         "--clearenv", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/nonexistent",
          "sh", "vmjob-wrapper.sh"], capture_output=True, text=True, timeout=200)
     expected(slot, done.returncode, done.stderr)
     assert result_of(slot)["qemu_version"].startswith("5.2")
