@@ -76,7 +76,8 @@ class Bench:
         self.vmjob("run", "--image", "micro", "--", "true")  # fills the caches that a node fills once per boot
 
     def environment(self, extra: Optional[Mapping[str, str]] = None) -> dict[str, str]:
-        return {**os.environ, "VMJOB_HOME": str(self.home / "store"), "VMJOB_CACHE": str(self.home / "cache"),
+        kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        return {**kept, "VMJOB_HOME": str(self.home / "store"), "VMJOB_CACHE": str(self.home / "cache"),
                 "TMPDIR": str(self.home / "scratch"), "PYTHONPATH": str(ROOT), **(extra or {})}
 
     def words(self, *args: Argument) -> list[str]:

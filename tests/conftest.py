@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -69,7 +70,9 @@ class Done:
 @pytest.fixture(scope="session")
 def home() -> Path:
     """Store and cache of the tests, with the micro image; kept in build/ so that a second run is quick."""
-    place = BUILD / "test-home"
+    made_of = [ROOT / "vmjob/guest/agent.sh", *sorted((ROOT / "vmjob/image").glob("*.*"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in made_of)).hexdigest()[:12]
+    place = BUILD / f"test-home-{digest}"  # an older agent must not be tested
     place.mkdir(parents=True, exist_ok=True)
     cli = Cli(place, place)
     if cli("image", "inspect", "micro").status:

@@ -103,8 +103,8 @@ class Guest:
 
     def _prepare(self) -> tuple[VmSpec, Link]:
         """Make the files of a run and its network, and compose its machine."""
-        from vmjob.guest.seed import write_seed
-        from vmjob.vm import disks, firmware, net, probe
+        from vmjob.guest import seed
+        from vmjob.vm import cmdline, disks, firmware, net, probe
 
         this, manifest = self.this, self.this.payload.manifest
         assert this.boot and this.granted and this.qemu and this.accel
@@ -116,14 +116,16 @@ class Guest:
         if this.job.outputs:
             # room for the archive's own headers and padding beside the bytes that were promised
             disks.create_output_disk(self.folder / files.output_disk, this.granted.disk + _TAR_ROOM)
+        link = self._stack.enter_context(net.network(this.job.network, this.qemu, self.folder))
+        this.network = link.description
         code = ""
         if this.boot is Boot.DISK:
-            write_seed(self.folder / files.seed, f"vmjob-{secrets.token_hex(8)}")
+            card = seed.network_config(cmdline.MAC, link.address and f"{link.address}/{link.prefix}", link.gateway,
+                                       link.dns) if link.netdev else ""
+            seed.write_seed(self.folder / files.seed, f"vmjob-{secrets.token_hex(8)}", card)
             if manifest.firmware == "uefi":
                 code, variables = firmware.find_uefi()
                 shutil.copyfile(variables, self.folder / files.firmware_vars)
-        link = self._stack.enter_context(net.network(this.job.network, this.qemu, self.folder))
-        this.network = link.description
         khz = probe.host_khz() or 0 if this.accel.name == "tcg" else 0
         return compose.compose(this.job, manifest, this.granted, this.qemu, this.accel, files, link, code, khz,
                                this.attempts), link

@@ -69,7 +69,9 @@ def inspect(args: argparse.Namespace) -> int:
 
 def list_(args: argparse.Namespace) -> int:
     """Print what the store holds."""
-    images: list[Manifest] = _store().list()
+    store = _store()
+    images: list[Manifest] = store.list()
+    named: set[str] = set(store.names().values())
     if args.json:
         print(json.dumps([json.loads(_json(one)) for one in images]))
         return 0
@@ -77,7 +79,8 @@ def list_(args: argparse.Namespace) -> int:
         report.say(f"the store {config.store_dir()} is empty; vmjob image micro makes a first image")
     for one in images:
         boots = ",".join(boot.value for boot in one.boot)
-        print(f"{one.name:<20} {one.digest[7:19]}  {format_size(one.size):>9}  {boots:<12} {one.description}".rstrip())
+        # a name means the image that was added last; the older ones are still there by their digest
+        print(f"{one.name if one.digest in named else '-':<20} {one.digest[7:19]}  {format_size(one.size):>9}  {boots:<12} {one.description}".rstrip())
     return 0
 
 

@@ -18,6 +18,8 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 
 # (chardev and socket name, port in the guest); bound by vm.machine before QEMU starts
 PORTS = (("ctrl", "org.vmjob.0"), ("out", "org.vmjob.1"), ("err", "org.vmjob.2"))
+MAC = "52:54:00:12:34:56"  # of the network card, which the seed of a cloud image names
+
 SOCKETS = ("ctrl", "out", "err", "console", "qmp")
 
 # The old PC's timer and interrupt controller stay: they cost no measurable time. With ACPI the guest finds
@@ -116,7 +118,7 @@ def _disk(spec: VmSpec, node: str, serial: str) -> list[str]:
 def _network(spec: VmSpec) -> list[str]:
     if not spec.netdev:
         return ["-nic", "none"]
-    argv = ["-netdev", spec.netdev, "-device", f"{_device(spec, 'virtio-net')},netdev=net0"]
+    argv = ["-netdev", spec.netdev, "-device", f"{_device(spec, 'virtio-net')},netdev=net0,mac={MAC}"]
     if spec.machine != "microvm":
         argv[-1] += ",romfile="  # nobody boots from the network: saves the option ROM
     return argv + list(spec.netdev_extra)
