@@ -76,7 +76,8 @@ class Bench:
         self.vmjob("run", "--image", "micro", "--", "true")  # fills the caches that a node fills once per boot
 
     def environment(self, extra: Optional[Mapping[str, str]] = None) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        # a user's Python keeps the bytecode of what is installed
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return {**kept, "VMJOB_HOME": str(self.home / "store"), "VMJOB_CACHE": str(self.home / "cache"),
                 "TMPDIR": str(self.home / "scratch"), "PYTHONPATH": str(ROOT), **(extra or {})}
 
@@ -103,11 +104,11 @@ class Bench:
 
 
 def execute(argv: Sequence[Argument], *, env: Optional[Mapping[str, str]] = None, cwd: Optional[Path] = None,
-            check: bool = True, timeout: float = 300, stdin: Optional[int] = None) -> subprocess.CompletedProcess[bytes]:
+            check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[bytes]:
     """Run to the end. A failure is a RuntimeError with what it said: a run that failed must not count as quick."""
     words = [str(word) for word in argv]
     try:
-        done = subprocess.run(words, env=env, cwd=cwd, stdin=stdin or subprocess.DEVNULL, capture_output=True,
+        done = subprocess.run(words, env=env, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True,
                               timeout=timeout)
     except FileNotFoundError as missing:
         raise RuntimeError(f"{words[0]} is not installed: run .ci/setup bench") from missing

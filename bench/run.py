@@ -14,10 +14,11 @@ _INIT = b"#!/bin/busybox sh\nexec /bin/busybox poweroff -f\n"
 def measure(bench: Bench) -> list[Row]:
     with bench.folder() as work:
         argv = bare(bench, work)
-        ours, other = alternate(max(bench.rounds, 7), lambda: seconds(bench.words("run", "-q", "--image", "micro", "--", "true"),
-                                                                      env=bench.environment()),
+        job = bench.words("run", "-q", "--image", "micro", "--", "true")
+        ours, other = alternate(max(bench.rounds, 11), lambda: seconds(job, env=bench.environment()),
                                 lambda: seconds(argv, timeout=60))
-    return [Row("vmjob run --image micro -- true", ours, other, goal=Goal("ratio", "<=", 1.25), peer="bare QEMU, boot to poweroff")]
+    return [Row("vmjob run --image micro -- true", ours, other, goal=Goal("ratio", "<=", 1.25),
+                peer="bare QEMU, boot to poweroff")]
 
 
 def bare(bench: Bench, work: Path) -> list[str]:
@@ -29,6 +30,7 @@ def bare(bench: Bench, work: Path) -> list[str]:
     initramfs = work / "initrd"
     initramfs.write_bytes(Path(value_after(plan, "-initrd")).read_bytes() + tree.pack())
     arguments = [word for word in value_after(plan, "-append").split() if not word.startswith("vmjob.")]
-    kept = [word for option in ("-machine", "-accel", "-cpu", "-smp", "-m", "-kernel") for word in (option, value_after(plan, option))]
+    kept = [word for option in ("-machine", "-accel", "-cpu", "-smp", "-m", "-kernel")
+            for word in (option, value_after(plan, option))]
     return [plan[0], "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "null", *kept,
             "-initrd", str(initramfs), "-append", " ".join([*arguments, "rdinit=/poweroff"])]

@@ -44,18 +44,21 @@ def _wrapper(bench: Bench, payload: Path, shim: Shim) -> tuple[float, float]:
     shim.forget()
     with bench.folder() as slot:
         start = time.time()
+        env = bench.environment({**shim.environment, "VMJOB_PYTHON": _PYTHON, "PYTHONPATH": ""})
         process = subprocess.Popen(["sh", str(payload / "vmjob-wrapper.sh")], cwd=slot, stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   env=bench.environment({**shim.environment, "VMJOB_PYTHON": _PYTHON, "PYTHONPATH": ""}))
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
         peaks: dict[int, float] = {}
+        qemus = set()  # before its exec a QEMU is a copy of Python, whose pages are counted already
         while process.poll() is None:
             for pid in [process.pid, *_children(process.pid)]:
                 peaks[pid] = max(peaks.get(pid, 0), _peak(pid))
+                if _is_qemu(pid):
+                    qemus.add(pid)
             time.sleep(0.02)
         _, said = process.communicate()
     if process.returncode:
         raise RuntimeError(f"the wrapper ended with {process.returncode}: {said.decode()[-300:]}")
-    return shim.last().at - start, sum(peaks.values())
+    return shim.last().at - start, sum(peak for pid, peak in peaks.items() if pid not in qemus)
 
 
 def _children(pid: int) -> list[int]:
@@ -65,11 +68,16 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def _peak(pid: int) -> float:
-    """VmHWM of a process, in MiB; QEMU itself (also while the shim becomes it) counts nothing."""
+def _is_qemu(pid: int) -> bool:
     try:
-        if b"qemu" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0-", 1)[0]:
-            return 0
+        return b"qemu" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0-", 1)[0]
+    except OSError:
+        return False
+
+
+def _peak(pid: int) -> float:
+    """VmHWM of a process, in MiB."""
+    try:
         found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     except OSError:
         return 0

@@ -24,7 +24,7 @@ import pytest
 from tests.conftest import BUILD, ROOT, Cli
 from vmjob import process
 from vmjob.errors import HostError
-from vmjob.image import build
+from vmjob.image import build, manifest
 
 IMAGES = BUILD / "test-images"
 SUITE = "bookworm"
@@ -79,11 +79,26 @@ def built(recipe: Path) -> Path:
     sources = [*sorted((ROOT / "vmjob/image").iterdir()), ROOT / "vmjob/guest/agent.sh", recipe]
     with _kept(f"built-{recipe.stem}", "".join(p.read_text() for p in sources if p.is_file())) as (target, fresh):
         if fresh:
-            done = Cli(IMAGES, IMAGES)("image", "build", recipe, "-o", target, "--no-register", timeout=600)
+            done = Cli(IMAGES, IMAGES)("image", "build", recipe.resolve(), "-o", target, "--no-register", timeout=600)
             if done.status and "namespaces" in done.err:
                 pytest.skip(done.err.strip())
             assert done.status == 0, done.err
     return target
+
+
+def register(cli: Cli, image: Path) -> str:
+    """Take an image (a folder with a manifest, or a disk) into the store, unless it is there as it is; its name."""
+    if image.is_dir():
+        made = manifest.load(image)
+        name, options, digests = made.name, [], {f.sha256 for f in made.files}
+    else:
+        name = f"test-{image.stem}"
+        options, digests = ["--name", name], {hashlib.sha256(image.read_bytes()).hexdigest()}
+    there = cli("image", "inspect", "--json", name)
+    if there.status or {file["sha256"] for file in there.json["files"]} != digests:
+        taken = cli("image", "import", image.resolve(), *options)
+        assert taken.status == 0, taken.err
+    return name
 
 
 # ---------------------------------------------------------------- kept folders

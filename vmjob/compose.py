@@ -64,8 +64,8 @@ def compose(job: Job, manifest: Manifest, granted: Granted, qemu: QemuInfo, acce
                          "rebuild the image, or list only boot: [disk]")
     direct = boot is not Boot.DISK
     arguments = cmdline.kernel_arguments(boot, accel.name, manifest.cmdline, host_khz) if direct else ""
-    if boot is Boot.JOB and link.netdev:
-        # no DHCP: our own init sets the address at once
+    if direct and link.netdev:
+        # no DHCP: what we put into the image sets the address at once
         arguments += " vmjob.net="
         arguments += f"{link.address}/{link.prefix},{link.gateway},{link.dns}" if link.address else ""
     return VmSpec(

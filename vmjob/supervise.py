@@ -8,12 +8,14 @@ import shutil
 import signal
 import time
 from collections.abc import Awaitable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob import compose
-from vmjob.errors import BootFailed, GuestVanished, KernelPanic, VmjobError, WalltimeOver
+from vmjob.errors import BootFailed, GuestError, GuestVanished, KernelPanic, VmjobError, WalltimeOver
 from vmjob.model import Boot, Image, VmSpec
 from vmjob.outcome import Run
 from vmjob.slot.signals import PAUSE, STOP, Signals, interrupted
@@ -48,12 +50,15 @@ class Guest:
         self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._machine: Optional[Machine] = None
         self._session: Optional[Session] = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def __enter__(self) -> Guest:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._end()
+    def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException],
+                 trace: Optional[TracebackType]) -> None:
+        # a guest that failed cannot answer; one whose time was over was asked before
+        self._end(ask=error is not None and not isinstance(error, GuestError) and not self.stopped)
 
     # ------------------------------------------------------------ the three steps
 
@@ -138,8 +143,6 @@ class Guest:
             raise self._machine.failure() or failure from None
 
     async def _booted(self) -> None:
-        import asyncio
-
         from vmjob.guest.session import Session
 
         assert self._machine and self.this.boot
@@ -148,7 +151,7 @@ class Guest:
         self._session, self.this.channel = session, session.channel
         streams = await self._machine.streams()
         session.attach(streams["ctrl"], streams["out"], streams["err"], streams["console"])
-        self._watcher = asyncio.ensure_future(self._watch(self._machine, session))
+        self._spawn(self._watch(self._machine, session))
         await session.booted(limit)
 
     async def _watch(self, machine: Machine, session: Session) -> None:
@@ -217,6 +220,8 @@ class Guest:
         if session.channel.state <= State.READY:
             session.fail(reason)
         elif session.channel.state == State.STARTED:
+            if session.paused:
+                self._spawn(self._resume())  # who stands still cannot end in order
             self._spawn(session.send(f"shutdown {GRACE // 2}\n".encode()))
         session.wake()
 
@@ -234,18 +239,28 @@ class Guest:
 
     def _spawn(self, work: Any) -> None:
         assert self._loop
-        self._task = self._loop.create_task(work)
+        task = self._loop.create_task(work)
+        self._tasks.add(task)  # a loop does not keep its tasks alive
+        task.add_done_callback(self._tasks.discard)
 
     # ------------------------------------------------------------ the end
 
-    def _end(self) -> None:
-        """Walk the stop ladder and hear the last bytes; twice is fine."""
+    async def _ask(self, session: Session) -> None:
+        from vmjob.guest.channel import State
+
+        if session.channel.state == State.STARTED:
+            await session.send(b"shutdown 3\n")
+            with suppress(VmjobError):
+                await session.reached(State.BYE, lambda: None)
+
+    def _end(self, ask: bool = False) -> None:
+        """Walk the stop ladder and hear the last bytes; twice is fine. ``ask``: the agent first."""
         machine, session, loop = self._machine, self._session, self._loop
         self._machine = self._session = None
         if machine and loop and not loop.is_closed():
-            if session and hasattr(self, "_watcher"):
-                self._watcher.cancel()
-            loop.run_until_complete(machine.stop())
+            for task in list(self._tasks):
+                task.cancel()
+            loop.run_until_complete(machine.stop(partial(self._ask, session) if session and ask else None))
             if session:
                 loop.run_until_complete(session.close())
                 self.this.console_tail = session.console_tail

@@ -80,7 +80,8 @@ def list_(args: argparse.Namespace) -> int:
     for one in images:
         boots = ",".join(boot.value for boot in one.boot)
         # a name means the image that was added last; the older ones are still there by their digest
-        print(f"{one.name if one.digest in named else '-':<20} {one.digest[7:19]}  {format_size(one.size):>9}  {boots:<12} {one.description}".rstrip())
+        name = one.name if one.digest in named else "-"
+        print(f"{name:<20} {one.digest[7:19]}  {format_size(one.size):>9}  {boots:<12} {one.description}".rstrip())
     return 0
 
 

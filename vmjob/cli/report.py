@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any, Optional
@@ -11,10 +12,12 @@ from vmjob.units import format_duration
 
 
 class _TqdmBar(Bar):
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, elapsed: float = 0.0, **options: Any) -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(file=sys.stderr, leave=False, dynamic_ncols=True, **options)
+        columns, lines = _terminal()
+        self._bar = tqdm(file=sys.stderr, leave=False, ncols=columns, nrows=lines, **options)
+        self._bar.start_t -= elapsed
 
     def advance(self, amount: float) -> None:
         self._bar.update(amount)
@@ -25,6 +28,15 @@ class _TqdmBar(Bar):
 
     def __exit__(self, *exc: object) -> None:
         self._bar.close()
+
+
+def _terminal() -> tuple[int, int]:
+    """Columns and lines; a terminal that tells none (under script or ssh -tt) would be given no bar at all."""
+    try:
+        columns, lines = os.get_terminal_size(sys.stderr.fileno())
+    except OSError:
+        columns, lines = 0, 0
+    return min(columns or 80, 100), lines or 24
 
 
 class _Output(Reporter):
@@ -65,11 +77,12 @@ class TerminalReporter(PlainReporter):
         super().stage_ended(name, seconds, ok)
 
     def tick(self, percent: Optional[int] = None) -> None:
-        if time.monotonic() - self._since < 1:
+        elapsed = time.monotonic() - self._since
+        if elapsed < 1:
             return
         if self._bar is None:
             known = "{desc} {bar:30} {percentage:3.0f}% {elapsed}"
-            self._bar = _TqdmBar(desc=f"vmjob: {self._stage:<9}", total=100 if percent is not None else None,
+            self._bar = _TqdmBar(elapsed, desc=f"vmjob: {self._stage:<9}", total=100 if percent is not None else None,
                                  bar_format=known if percent is not None else "{desc} {elapsed}")
             self._has_percent = percent is not None
         if percent is not None and not self._has_percent:

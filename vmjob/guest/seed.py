@@ -61,8 +61,8 @@ def meta_data(instance: str) -> str:
 
 def network_config(mac: str, address: str = "", gateway: str = "", dns: str = "") -> str:
     """The first network card gets ``address`` (with its prefix: 10.0.2.15/24) at once, without asking; without one
-    it is there, and the boot does not wait for an answer that nobody gives. No IPv6 (the host has none for it): looking for its router
-    costs 13 s of a boot. Version 1, which all cloud-inits read."""
+    it is there, and the boot does not wait two minutes for an answer that nobody gives. No IPv6: the host has none
+    for it, and looking for its router costs 13 s of a boot. Version 1, which every cloud-init reads."""
     subnet: dict[str, object] = {"type": "manual"}
     if address:
         subnet = {"type": "static", "address": address, "gateway": gateway, "dns_nameservers": [dns]}

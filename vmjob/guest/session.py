@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
@@ -71,11 +72,12 @@ class Session:
             await self._wait(min(left, 1.0))
 
     async def send(self, lines: bytes) -> None:
-        """Send lines to the agent."""
+        """Send lines to the agent. Where nobody is left to hear them, the waits say so."""
         if self._writer is None:
             raise RuntimeError("attach comes first")
         self._writer.write(lines)
-        await self._writer.drain()
+        with suppress(ConnectionError):
+            await self._writer.drain()
         self._heard = time.monotonic()
 
     async def reached(self, state: State, until: Callable[[], Optional[float]]) -> bool:

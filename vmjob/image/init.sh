@@ -5,8 +5,9 @@
 #               busybox, whose start costs a fifth of a dynamic program's
 #   init        all of that, as the init of a root that something else mounted
 #   init net    only the network (vmjob-net.service, boot method "system")
-# vmjob.net=ADDRESS/PREFIX,GATEWAY,DNS on the kernel's command line sets the first network card; nothing there: no
-# network in a job, DHCP in a system. POSIX sh for busybox and dash; few forks, each costs milliseconds at start.
+# vmjob.net=ADDRESS/PREFIX,GATEWAY,DNS on the kernel's command line sets the first network card; without a value it
+# leads nowhere. Not there at all: no network in a job, DHCP in a system. POSIX sh for busybox and dash; few forks,
+# each costs milliseconds at start.
 : "${top=}"
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 HOME=/root
@@ -89,9 +90,10 @@ loopback() {
 
 if [ "${1-}" = net ]; then
     wanted=$(net_wanted)
+    read -r words </proc/cmdline
     if [ -n "$wanted" ]; then
         net_static "$wanted"
-    elif card=$(net_card 1) && command -v udhcpc >/dev/null; then
+    elif [ "${words%vmjob.net=*}" = "$words" ] && card=$(net_card 1) && command -v udhcpc >/dev/null; then
         udhcpc -i "$card" -q -n -t 5 -T 2
     fi
     exit 0

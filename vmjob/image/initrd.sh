@@ -23,8 +23,8 @@ for entry in /sys/bus/pci/devices/*; do [ ! -e "$entry" ] || other='virtio_mmio*
 
 load() {
     while read -r module; do
-        case $module in
         # shellcheck disable=SC2254 # a pattern
+        case $module in
         $other) continue ;;
         virtio_blk.ko) present 0x0002 || continue ;;
         esac
