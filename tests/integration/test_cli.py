@@ -123,7 +123,8 @@ def test_a_terminal_gets_a_bar_and_one_line_a_stage(cli: Cli) -> None:
     ours, theirs = pty.openpty()
     (cli.cwd / "scratch").mkdir(exist_ok=True)
     run = subprocess.Popen([sys.executable, "-m", "vmjob", "run", "--image", "micro", "--accel", "tcg", "--",
-                            "sh", "-c", "echo 30 > $VMJOB_PROGRESS; sleep 6; echo out"], cwd=cli.cwd, env=cli.environment(),
+                            "sh", "-c", "echo 30 > $VMJOB_PROGRESS; sleep 6; echo out"], cwd=cli.cwd,
+                           env=cli.environment(),
                            stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     said = b""
