@@ -33,8 +33,6 @@ class Boot(str, Enum):
     DISK = "disk"
 
 
-# ---------------------------------------------------------------- image
-
 
 @dataclass(frozen=True)
 class ImageFile:
@@ -96,8 +94,6 @@ class Image:
     paths: dict[str, Path]
 
 
-# ---------------------------------------------------------------- job
-
 
 @dataclass(frozen=True)
 class Resources:
@@ -147,7 +143,8 @@ class Payload:
     input_archive: Optional[Path] = None
 
 
-# ---------------------------------------------------------------- slot and host
+# Bytes that QEMU's emulation keeps translated code in; left alone it takes up to a GiB beside the guest.
+TCG_BUFFER = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -227,8 +224,6 @@ class VmSpec:
     netdev_extra: tuple[str, ...] = ()
     cpu_model: str = ""
 
-
-# ---------------------------------------------------------------- result
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,15 @@ def plan(job: Job, scratch: Path) -> dict[str, Any]:
     from vmjob.guest.seed import agent_text, user_data
     from vmjob.image.store import Store
     from vmjob.payload import payload_document
-    from vmjob.slot.grant import grant
+    from vmjob.slot.grant import OVERHEAD, OVERHEAD_TCG, grant
     from vmjob.slot.limits import detect
     from vmjob.vm import firmware, net, probe
     from vmjob.vm.cmdline import command_line
 
     manifest, paths = Store(config.store_dir()).resolve(job.image)
     slot = detect(os.environ, scratch)
-    granted = grant(slot, job, manifest)
     qemu, accel = _remembered(job)
+    granted = grant(slot, job, manifest, OVERHEAD_TCG if accel.name == "tcg" else OVERHEAD)
     link = net.plan(job.network, qemu)
     boot = compose.boot_method(job, manifest)
     code = firmware.find_uefi().code if boot is Boot.DISK and manifest.firmware == "uefi" else ""

@@ -63,7 +63,7 @@ def run(payload: Payload, slot: Slot, store: Store, *, results: Optional[Path] =
 
 
 def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack) -> None:
-    from vmjob.slot.grant import grant
+    from vmjob.slot.grant import OVERHEAD, OVERHEAD_TCG, grant
     from vmjob.slot.scratch import scratch
     from vmjob.supervise import OUTPUT_DISK, Guest
     from vmjob.vm import probe
@@ -71,7 +71,7 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack) -> None:
     job, manifest = this.payload.job, this.payload.manifest
     with this.stages.stage("stage"):
         this.boot = compose.boot_method(job, manifest)
-        this.granted = grant(this.slot, job, manifest)
+        grant(this.slot, job, manifest)  # what can never fit is told before anything is read
         folder = stack.enter_context(scratch(this.slot.scratch))
         if this.payload.input_archive:
             this.bytes_in = this.payload.input_archive.stat().st_size
@@ -80,6 +80,8 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack) -> None:
     with this.stages.stage("probe"):
         this.qemu = probe.find_qemu()
         this.accel = probe.choose_accel(job.accel, this.qemu)
+        overhead = OVERHEAD_TCG if this.accel.name == "tcg" else OVERHEAD
+        this.granted = grant(this.slot, job, manifest, overhead)
         this.reporter.note(f"accelerator {this.accel.name}: {this.accel.reason}")
     guest = stack.enter_context(Guest(this, image, folder, signals))
     with this.stages.stage("boot"):

@@ -59,6 +59,12 @@ class Guest:
                  trace: Optional[TracebackType]) -> None:
         # a guest that failed cannot answer; one whose time was over was asked before
         self._end(ask=error is not None and not isinstance(error, GuestError) and not self.stopped)
+        console, results = self.folder / "console.log", self.this.results
+        if results and console.is_file():
+            # after the outputs, and by a rename: a guest may have returned a link of this name
+            spare = results / f".console.log.{os.getpid()}"
+            shutil.copyfile(console, spare)
+            spare.replace(results / "console.log")
 
     # ------------------------------------------------------------ the three steps
 
@@ -269,6 +275,3 @@ class Guest:
             self.this.cpu_seconds += machine.cpu_seconds
             self.this.peak_memory = max(self.this.peak_memory, machine.peak_memory)
             self.this.stop = machine.stopped_by
-        console = self.folder / "console.log"
-        if self.this.results and console.is_file():
-            shutil.copyfile(console, self.this.results / "console.log")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import subprocess
 from pathlib import Path
 
@@ -88,9 +87,9 @@ def test_seed_is_what_cloud_init_looks_for(tmp_path: Path) -> None:
     iso.get_file_from_iso_fp(data, rr_path="/user-data")
     iso.close()
     text = data.getvalue().decode()
-    assert text == user_data(agent_text()) and text.startswith("#cloud-config\n")
-    config = json.loads(text.split("\n", 1)[1])
-    assert config["write_files"][0]["content"] == agent_text()
+    assert text == user_data(agent_text()) and text.startswith("#cloud-boothook\n")
+    assert agent_text() in text  # word for word: the here-document is quoted
+    assert subprocess.run(["sh", "-n"], input=text.encode()).returncode == 0
 
 
 @pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])

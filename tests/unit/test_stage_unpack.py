@@ -358,3 +358,11 @@ def test_random_damage_never_gets_out(tmp_path: Path, seed: int) -> None:
         for link in (place / "out").rglob("*"):
             assert (place / "out").resolve() in (link.resolve(), *link.resolve().parents)
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith("case")) == ["disk"]
+
+
+def test_a_file_asked_for_twice_comes_as_a_link_to_itself(tmp_path: Path) -> None:
+    path = disk(tmp_path, member("d", tarfile.DIRTYPE), member("d/f", data=b"x"),
+                member("d/f", tarfile.LNKTYPE, link="d/f"))
+    assert take(path) == ("d/f",)
+    assert (tmp_path / "out/d/f").read_bytes() == b"x"
+    refused(disk(tmp_path, member("new", tarfile.LNKTYPE, link="new")), match="no output before it")

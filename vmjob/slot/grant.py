@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Optional
 
 from vmjob.errors import JobError, ScratchFull, SlotTooSmall, WalltimeOver
-from vmjob.model import Granted, Job, Manifest, Slot
+from vmjob.model import TCG_BUFFER, Granted, Job, Manifest, Slot
 from vmjob.units import GIB, MIB, format_size
 
 # Beyond the guest's memory: QEMU's own code, buffers and heap, passt, and the worker's Python (60 MiB),
 # all of which the batch system counts.
 OVERHEAD = 160 * MIB
-# With TCG there is the translation buffer too (QEMU fills up to -accel tcg,tb-size=…).
-OVERHEAD_TCG = OVERHEAD + 64 * MIB
+# With TCG there is the buffer of translated code too (-accel tcg,tb-size=…).
+OVERHEAD_TCG = OVERHEAD + TCG_BUFFER
 # Page tables and dirty bitmaps grow with the guest's memory: 8 bytes for each 4 KiB, on both sides.
 _PER_MEMORY = 256
 

@@ -94,6 +94,8 @@ class _Unpacker:
             self._mkdir(path, member)
             path.chmod(member.mode | 0o700)
             return
+        if member.kind == "hardlink" and name in self.names and _split(member.link) == name.split("/"):
+            return  # GNU tar's way to say that it was asked for a file twice
         if self.names.pop(name, "new") is None:  # a later member replaces the earlier one, as tar does
             path.unlink()
         elif real_kind(path) is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from vmjob.model import Boot, QemuInfo, VmSpec
+from vmjob.model import TCG_BUFFER, Boot, QemuInfo, VmSpec
 from vmjob.units import MIB
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -60,7 +60,7 @@ def _machine(spec: VmSpec) -> list[str]:
         argv += _blockdev(_raw_file("fw-code", spec.firmware_code, read_only=True))
         if spec.firmware_vars:
             argv += _blockdev(_raw_file("fw-vars", spec.firmware_vars, read_only=False))
-    accel = "tcg,thread=multi" if spec.accel == "tcg" else spec.accel
+    accel = f"tcg,thread=multi,tb-size={TCG_BUFFER // MIB}" if spec.accel == "tcg" else spec.accel
     return ["-machine", machine, "-accel", accel, "-cpu", spec.cpu_model or "max", "-smp", str(spec.cpus),
             "-m", f"{spec.memory // MIB}M", *argv]
 
