@@ -61,10 +61,11 @@ def measure(bench: Bench) -> list[Row]:
 
 
 def image(bench: Bench, name: str) -> Path:
-    """The folder of an image from bench/NAME.yaml, built once."""
+    """The folder of an image from bench/NAME.yaml, built when recipe or agent changed."""
     recipe, folder = ROOT / f"bench/{name}.yaml", bench.home / name
     made = folder / "manifest.yaml"
-    if not made.exists() or made.stat().st_mtime < recipe.stat().st_mtime:
+    parts = [recipe, *(ROOT / "vmjob/image").glob("*.sh"), *(ROOT / "vmjob/guest").glob("*.sh")]
+    if not made.exists() or made.stat().st_mtime < max(part.stat().st_mtime for part in parts):
         bench.vmjob("image", "build", recipe, "-o", folder)
     return folder
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -66,7 +67,8 @@ def cloud_disks() -> Path:
     need(TOOLS)
     if not MBR.exists():
         pytest.skip("to build and boot test images: apt-get install syslinux-common")
-    with _kept("cloud", Path(__file__).read_text()) as (target, fresh):
+    makers = "".join(inspect.getsource(maker) for maker in (_build_cloud_disks, _root, _disk))
+    with _kept("cloud", repr((SUITE, PACKAGES, TABLES, SYSLINUX, SYSTEMD_BOOT, FINISH)) + makers) as (target, fresh):
         if fresh:
             target.mkdir()
             _build_cloud_disks(target)
@@ -145,8 +147,9 @@ def _build_cloud_disks(target: Path) -> None:
 
 def _root(work: Path, namespace: Sequence[str]) -> None:
     """root.ext4, and beside it vmlinuz, initrd.img and systemd-bootx64.efi out of it."""
-    mode = "root" if os.getuid() == 0 else "unshare"
-    _run("mmdebstrap", f"--mode={mode}", "--variant=minbase", "--format=tar", "--quiet",
+    # as root it mounts things in its tree: in a namespace they are nobody else's, and go away with it
+    around, mode = (namespace, "root") if os.getuid() == 0 else ((), "unshare")
+    _run(*around, "mmdebstrap", f"--mode={mode}", "--variant=minbase", "--format=tar", "--quiet",
          '--aptopt=Apt::Install-Recommends "false"',
          *(f"--dpkgopt=path-exclude=/usr/share/{what}/*" for what in ("doc", "man", "locale", "i18n")),
          f"--include={','.join(PACKAGES)}", f"--customize-hook={FINISH}", SUITE, work / "root.tar")

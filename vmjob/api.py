@@ -28,6 +28,7 @@ vmjob.errors.ImageMissing: there is no image 'no-such-image' on this machine
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
@@ -56,11 +57,10 @@ def run_job(job: Job, *, base: Optional[Path] = None, results: Optional[Path] = 
     from vmjob.slot.scratch import scratch as private
 
     listener = reporter or Reporter()
-    store = Store(config.store_dir())
     slot = detect(os.environ, scratch or default_scratch())
     with private(slot.scratch) as folder:
-        payload = submit.resolve(job, base or Path(), store, folder, listener)
-        return run(payload, slot, store, results=results, reporter=listener)
+        payload = submit.resolve(job, base or Path(), Store(config.store_dir()), folder, listener)
+        return run(payload, slot, submit.home_of(payload), results=results, reporter=listener)
 
 
 def pack_job(job: Job, target: Path, *, base: Optional[Path] = None, reporter: Optional[Reporter] = None) -> int:
@@ -73,4 +73,6 @@ def pack_job(job: Job, target: Path, *, base: Optional[Path] = None, reporter: O
     listener = reporter or Reporter()
     with private(default_scratch()) as folder:
         payload = submit.resolve(job, base or Path(), Store(config.store_dir()), folder, listener)
-        return bundle.pack(payload, target, listener)
+        # here and not only on the node: a broken image should not travel
+        image = submit.home_of(payload).open(payload.manifest, payload.image_files, listener)
+        return bundle.pack(replace(payload, image_files=image.paths), target, listener)

@@ -22,7 +22,7 @@ The tree; the number is the exit status of the wrapper and of ``vmjob run``::
      │   ├─ NetworkRefused          233  transient
      │   ├─ QemuFailed              234  transient
      │   ├─ CommandFailed           235
-     │   └─ CommandMissing          236
+     │   └─ CommandMissing          236  transient
      └─ GuestError          240–249      the guest did not do its part
          ├─ BootFailed              240  never said hello, twice
          ├─ KernelPanic             241
@@ -162,6 +162,7 @@ class CommandFailed(HostError):
 
 class CommandMissing(HostError):
     status = 236
+    transient = True
 
 
 class GuestError(VmjobError):

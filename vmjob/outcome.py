@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import signal
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
@@ -18,6 +19,8 @@ from vmjob.progress import Reporter, Stages
 
 if TYPE_CHECKING:
     from vmjob.guest.channel import Channel
+
+log = logging.getLogger("vmjob.run")
 
 
 @dataclass
@@ -108,10 +111,16 @@ def failure_from_os(error: OSError) -> VmjobError:
     return named
 
 
-def write_result(result: Result, folder: Path) -> Path:
-    """result.json into ``folder``, whole or not at all."""
-    target = folder / "result.json"
+def keep_result(result: Result, folder: Path) -> Result:
+    """result.json into ``folder``, whole or not at all. Where it cannot be written, a result that says so: what
+    nobody can read is no success."""
     spare = folder / f".result.json.{os.getpid()}"
-    spare.write_text(json.dumps(result.to_json(), indent=1) + "\n")
-    spare.replace(target)
-    return target
+    try:
+        spare.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+        spare.replace(folder / "result.json")
+        return result
+    except OSError as refused:
+        log.error("%s: result.json cannot be written: %s", folder, refused.strerror)
+        failure = failure_from_os(refused)
+        return result if result.failure else replace(result, outcome="failed", status=failure.status,
+                                                     failure=_failure(failure))

@@ -10,7 +10,7 @@ from vmjob import compose, config
 from vmjob.model import Accel, AccelChoice, Boot, Job, Payload, QemuInfo
 
 
-def plan(job: Job, scratch: Path) -> dict[str, Any]:
+def plan(job: Job, scratch: Path, base: Path = Path()) -> dict[str, Any]:
     """The document that ``vmjob plan --json`` prints: payload, limits, accelerator, network, QEMU's command line, what
     the agent is told, and the cloud-init seed. Raises what a run would raise before it starts anything."""
     from vmjob.guest.script import job_script
@@ -19,9 +19,11 @@ def plan(job: Job, scratch: Path) -> dict[str, Any]:
     from vmjob.payload import payload_document
     from vmjob.slot.grant import OVERHEAD, OVERHEAD_TCG, grant
     from vmjob.slot.limits import detect
+    from vmjob.stage.collect import collect
     from vmjob.vm import firmware, net, probe
     from vmjob.vm.cmdline import command_line
 
+    collect(job.inputs, base, scratch)
     manifest, paths = Store(config.store_dir()).resolve(job.image)
     slot = detect(os.environ, scratch)
     qemu, accel = _remembered(job)

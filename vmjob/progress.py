@@ -57,9 +57,11 @@ class Stages:
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter
         self.times: list[StageTime] = []
+        self.current = ""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        self.current = name
         self.reporter.stage_started(name)
         start, ok = time.monotonic(), False
         try:

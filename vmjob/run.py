@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from vmjob import compose
-from vmjob.errors import OutputMissing, OutputTooLarge, VmjobError
+from vmjob.errors import OutputMissing, OutputRefused, OutputTooLarge, VmjobError
 from vmjob.model import Payload, Result, Slot
-from vmjob.outcome import Run, failure_from_os, write_result
+from vmjob.outcome import Run, failure_from_os, keep_result
 from vmjob.progress import Reporter
 from vmjob.units import format_size
 
@@ -58,14 +58,14 @@ def run(payload: Payload, slot: Slot, store: Store, *, results: Optional[Path] =
                                       "please report it with the lines above")
         result = this.result()
         if results is not None and result.failure_kind != "FolderBusy":
-            write_result(result, results)
+            result = keep_result(result, results)
     return result
 
 
 def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack) -> None:
     from vmjob.slot.grant import OVERHEAD, OVERHEAD_TCG, grant
     from vmjob.slot.scratch import scratch
-    from vmjob.supervise import OUTPUT_DISK, Guest
+    from vmjob.supervise import Guest
     from vmjob.vm import probe
 
     job, manifest = this.payload.job, this.payload.manifest
@@ -90,7 +90,7 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack) -> None:
         guest.work()
     with this.stages.stage("collect"):
         guest.finish()
-        _collect(this, folder / OUTPUT_DISK)
+        _collect(this, folder / compose.RunFiles.output_disk)
     if guest.stopped:
         raise guest.stopped
 
@@ -112,6 +112,10 @@ def _collect(this: Run, disk: Path) -> None:
         this.outputs = unpack_outputs(disk, this.results, this.granted.disk, this.reporter)
         this.bytes_out = sum(path.stat().st_size for name in this.outputs
                              if (path := this.results / name).is_file() and not path.is_symlink())
+    taken = [name for name in this.outputs if name in ("result.json", "console.log")]
+    if taken:
+        raise OutputRefused(f"the program returned a file named {taken[0]}, which is vmjob's own here",
+                            "give that output another name")
     if told.missing:
         raise OutputMissing(f"the program left no file that matches '{told.missing[0]}'"
                             + (f" (nor {len(told.missing) - 1} other patterns)" if told.missing[1:] else ""),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmjob import compose
+from vmjob import compose, config
 from vmjob.model import Job, Payload
 from vmjob.progress import Reporter
 
@@ -26,3 +26,13 @@ def resolve(job: Job, base: Path, store: Store, folder: Path, reporter: Reporter
     if archive:
         pack_inputs(job.inputs, base, archive, reporter)
     return Payload(job, manifest, files, archive)
+
+
+def home_of(payload: Payload) -> Store:
+    """Where this machine keeps the image's verified files: the user's store if they are in it, else (an image used from
+    a folder) the cache, where nobody has to remove them."""
+    from vmjob.image.store import Store
+
+    store = config.store_dir()
+    own = all(store in path.parents for path in payload.image_files.values())
+    return Store(store if own else config.cache_dir())

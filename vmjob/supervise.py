@@ -15,10 +15,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob import compose
-from vmjob.errors import BootFailed, GuestError, GuestVanished, KernelPanic, VmjobError, WalltimeOver
-from vmjob.model import Boot, Image, VmSpec
+from vmjob.errors import BootFailed, GuestError, GuestVanished, KernelPanic, SlotTooSmall, VmjobError, WalltimeOver
+from vmjob.model import Image
 from vmjob.outcome import Run
+from vmjob.prepare import prepare
 from vmjob.slot.signals import PAUSE, STOP, Signals, interrupted
+from vmjob.units import format_size
 from vmjob.vm.cmdline import cpu_model
 
 if TYPE_CHECKING:
@@ -26,13 +28,9 @@ if TYPE_CHECKING:
 
     from vmjob.guest.session import Session
     from vmjob.vm.machine import Machine
-    from vmjob.vm.net import Link
 
 BOOT_ATTEMPTS = 2
 GRACE = 20  # seconds from the notice to the end of the machine: half for the program, half for its outputs
-INPUT_DISK = "in.tar"
-OUTPUT_DISK = "out.raw"
-_TAR_ROOM = 4 * 2**20
 
 
 class Guest:
@@ -104,42 +102,13 @@ class Guest:
     def _start(self) -> None:
         from vmjob.vm.machine import Machine
 
-        spec, link = self._prepare()
+        spec, link = prepare(self.this, self.image, self.folder, self._stack)
         self._machine = self._stack.enter_context(Machine(spec, self.folder, link))
         import asyncio  # QEMU is on its way: what is imported from here on costs the run nothing
 
         self._loop = asyncio.new_event_loop()
         self._stack.callback(self._loop.close)
         self.signals.listener = self._on_signal
-
-    def _prepare(self) -> tuple[VmSpec, Link]:
-        """Make the files of a run and its network, and compose its machine."""
-        from vmjob.guest import seed
-        from vmjob.vm import cmdline, disks, firmware, net, probe
-
-        this, manifest = self.this, self.this.payload.manifest
-        assert this.boot and this.granted and this.qemu and this.accel
-        files = compose.RunFiles(self.image.paths, str(this.payload.input_archive or ""))
-        disk = manifest.file("disk")
-        if disk:
-            (self.folder / files.overlay).unlink(missing_ok=True)
-            disks.create_overlay(self.folder / files.overlay, self.image.paths["disk"], disk.format)
-        if this.job.outputs:
-            # room for the archive's own headers and padding beside the bytes that were promised
-            disks.create_output_disk(self.folder / files.output_disk, this.granted.disk + _TAR_ROOM)
-        link = self._stack.enter_context(net.network(this.job.network, this.qemu, self.folder))
-        this.network = link.description
-        code = ""
-        if this.boot is Boot.DISK:
-            card = seed.network_config(cmdline.MAC, link.address and f"{link.address}/{link.prefix}", link.gateway,
-                                       link.dns) if link.netdev else ""
-            seed.write_seed(self.folder / files.seed, f"vmjob-{secrets.token_hex(8)}", card)
-            if manifest.firmware == "uefi":
-                code, variables = firmware.find_uefi()
-                shutil.copyfile(variables, self.folder / files.firmware_vars)
-        khz = probe.host_khz() or 0 if this.accel.name == "tcg" else 0
-        return compose.compose(this.job, manifest, this.granted, this.qemu, this.accel, files, link, code, khz,
-                               this.attempts), link
 
     def _await(self, work: Awaitable[None]) -> None:
         assert self._loop and self._machine
@@ -158,11 +127,38 @@ class Guest:
         streams = await self._machine.streams()
         session.attach(streams["ctrl"], streams["out"], streams["err"], streams["console"])
         self._spawn(self._watch(self._machine, session))
+        self._spawn(self._watch_time())
+        if self.this.slot.batch:
+            self._spawn(self._watch_disk(session))
         await session.booted(limit)
 
     async def _watch(self, machine: Machine, session: Session) -> None:
         """A full disk or a dead QEMU ends every wait with its own name."""
         session.fail(await machine.broken())
+
+    async def _watch_time(self) -> None:
+        """The walltime may be over before the guest has booted."""
+        import asyncio
+
+        limit = self._limit()
+        if limit is not None:
+            await asyncio.sleep(limit - time.monotonic())
+            if not self.stopped:
+                self._cut_short(_walltime_over())
+
+    async def _watch_disk(self, session: Session) -> None:
+        """What the guest writes to its disks grows files here; the slot's limit is for all of them."""
+        import asyncio
+
+        limit = self.this.slot.disk
+        while True:
+            used = sum(path.stat().st_blocks * 512 for path in self.folder.iterdir() if path.is_file())
+            if used > limit:
+                session.fail(SlotTooSmall(f"the guest has written {format_size(used)} to its disks, "
+                                          f"the slot has {format_size(limit)}",
+                                          "ask the batch system for more disk, or write less in the guest"))
+                return
+            await asyncio.sleep(1)
 
     async def _worked(self) -> None:
         from vmjob.guest.channel import State
@@ -188,8 +184,7 @@ class Guest:
         while not await self._session.reached(state, self._limit):
             if self.stopped:
                 return False
-            self._cut_short(WalltimeOver("the walltime is over",
-                                         "ask for more (resources.walltime, --walltime), or do less in one job"))
+            self._cut_short(_walltime_over())
         return True
 
     def _limit(self) -> Optional[float]:
@@ -219,6 +214,7 @@ class Guest:
         """Tell the guest that its time ends. Before the program has started there is nothing to wait for."""
         from vmjob.guest.channel import State
 
+        reason.stage = self.this.stages.current
         self.stopped, self._stop_by = reason, time.monotonic() + GRACE
         session = self._session
         if session is None:
@@ -275,3 +271,7 @@ class Guest:
             self.this.cpu_seconds += machine.cpu_seconds
             self.this.peak_memory = max(self.this.peak_memory, machine.peak_memory)
             self.this.stop = machine.stopped_by
+
+
+def _walltime_over() -> WalltimeOver:
+    return WalltimeOver("the walltime is over", "ask for more (resources.walltime, --walltime), or do less in one job")

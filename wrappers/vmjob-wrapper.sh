@@ -13,7 +13,7 @@ usable() {
         "$1" -E -s -c 'import sys; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1
 }
 
-# The submit side reads result.json; $1 is the reason, $2 the next action, $3 exit status, $4 its name.
+# The submit side reads result.json; $1 is the reason, $2 the next action, $3 exit status, $4 its name, $5 transient.
 # No word of them comes from outside, so they need no quoting for JSON.
 give_up() {
     echo "vmjob-wrapper: $1; $2" >&2
@@ -21,7 +21,7 @@ give_up() {
         if [ -w "$folder" ]; then
             cat >"$folder/result.json" <<EOF
 {"vmjob": "", "schema": 1, "job": "", "outcome": "failed", "status": $3, "exit_status": null, "signal": null,
- "failure": {"stage": "start", "kind": "$4", "status": $3, "message": "$1", "hint": "$2", "transient": true},
+ "failure": {"stage": "start", "kind": "$4", "status": $3, "message": "$1", "hint": "$2", "transient": $5},
  "stages": [], "accelerator": null, "qemu_version": "", "image": "", "image_digest": "", "boot": "",
  "boot_attempts": 0, "network": "", "cpus": 0, "memory": 0, "slot": "", "bytes_in": 0, "bytes_out": 0,
  "cpu_seconds": 0.0, "peak_memory": 0, "outputs": [], "console_tail": [], "stop": "", "started": 0.0, "ended": 0.0,
@@ -34,7 +34,7 @@ EOF
 }
 
 [ -r "$here/vmjob.pyz" ] || give_up "vmjob.pyz is not beside vmjob-wrapper.sh" \
-    "send the whole payload folder as vmjob pack made it" 200 JobError
+    "send the whole payload folder as vmjob pack made it" 200 JobError false
 
 for python in ${VMJOB_PYTHON:+"$VMJOB_PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 \
     platform-python /usr/libexec/platform-python /usr/bin/python3; do
@@ -45,4 +45,4 @@ for python in ${VMJOB_PYTHON:+"$VMJOB_PYTHON"} python3 python3.14 python3.13 pyt
 done
 
 give_up "no Python 3.9 or newer was found on this node" \
-    "set VMJOB_PYTHON to one, or ask the site for the package python3" 236 CommandMissing
+    "set VMJOB_PYTHON to one, or ask the site for the package python3" 236 CommandMissing true

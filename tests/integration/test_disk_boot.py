@@ -56,7 +56,7 @@ def test_status_streams_inputs_outputs_and_network(cli: Cli, image: Callable[[st
     assert (cli.cwd / "res/-out.dat").read_bytes() == (cli.cwd / "res/in put/é.dat").read_bytes() == data
     hole = (cli.cwd / "res/hole").stat()
     assert hole.st_size == 3 * 2**30 + 4 and hole.st_blocks * 512 < 2**20
-    assert os.readlink(cli.cwd / "res/d/e/link") == "../hole"
+    assert (cli.cwd / "res/d/e/link").readlink() == Path("../hole")
     result = result_of(cli.cwd / "res")
     assert (result["boot"], result["boot_attempts"], result["outcome"]) == ("disk", 1, "program-failed")
     if "NAT" in result["network"]:
@@ -68,10 +68,10 @@ def test_status_streams_inputs_outputs_and_network(cli: Cli, image: Callable[[st
 def test_user_of_the_cloud_image_and_no_way_out(cli: Cli, image: Callable[[str], str]) -> None:
     """A card that leads nowhere, without the two minutes that the image's own network set-up would wait."""
     done = cli("run", "-q", "--image", image("bios"), "--network", "isolated", "--user", "debian", "--", "sh", "-c",
-               "id -un; echo $HOME; sudo -n true 2>/dev/null || echo no; ip -4 route | wc -l; cut -d. -f1 /proc/uptime; "
+               "id -un; echo $HOME; sudo -n true 2>/dev/null || echo no; ip -4 route | wc -l; "
                "systemctl show -P ActiveEnterTimestampMonotonic systemd-networkd-wait-online.service; "
                "systemctl show -P InactiveExitTimestampMonotonic systemd-networkd-wait-online.service", timeout=600)
     assert done.status == 0, done.err
-    user, home, sudo, routes, _, online, asked = done.out.decode().split()
+    user, home, sudo, routes, online, asked = done.out.decode().split()
     assert (user, home, sudo, routes) == ("debian", "/home/debian", "no", "0")
     assert int(online) > int(asked) > 0 and int(online) - int(asked) < 60e6  # of the 120 s after which it gives up

@@ -395,3 +395,45 @@ def test_scratch_folder_that_is_not_there(cli: Cli) -> None:
     done = cli.micro("--scratch", "nowhere", "--", "true")
     assert 200 <= done.status < 250 and "nowhere" in done.err and "Traceback" not in done.err
     shutil.rmtree(cli.cwd / "scratch", ignore_errors=True)
+
+
+def test_walltime_over_before_the_guest_has_booted(cli: Cli) -> None:
+    path = variant(cli, cmdline="rdinit=/bin/cat")
+    done = cli("run", "--image", path, "--walltime", "8s", "--results", "res", "--", "true")
+    failed(done, 224, "WalltimeOver", "walltime")
+    result = result_of(cli.cwd / "res")
+    assert result["failure"]["stage"] == "boot" and result["boot_attempts"] == 1
+
+
+def test_results_folder_that_cannot_be_written(cli: Cli) -> None:
+    """As an ordinary user; a result that nobody can read is no success, whatever the program said."""
+    folder = cli.cwd / "closed"
+    folder.mkdir(mode=0o555)
+    (cli.cwd / "scratch").mkdir()
+    argv = [sys.executable, "-m", "vmjob", "run", "--image", "micro", "--results", str(folder), "--", "true"]
+    if os.getuid() == 0:
+        pytest.skip("root writes everywhere: run the tests as an ordinary user too")
+    done = subprocess.run(argv, cwd=cli.cwd, env=cli.environment(), capture_output=True, text=True, timeout=100)
+    failed(Done(done.returncode, b"", done.stderr), done.returncode, "", "closed")
+    assert 200 <= done.returncode < 250
+
+
+def test_an_option_that_does_not_exist(cli: Cli) -> None:
+    failed(cli.micro("--bogus", "--", "true"), 200, "JobError", "--bogus")
+
+
+def test_a_result_named_like_ours(cli: Cli) -> None:
+    done = cli.micro("--output", "*.json", "--results", "res", "--", "sh", "-c", "echo '{}' > result.json")
+    failed(done, 248, "OutputRefused", "result.json")
+    assert result_of(cli.cwd / "res")["outcome"] == "failed"
+
+
+def test_a_slots_disk_limit_holds_for_all_the_guest_writes(cli: Cli) -> None:
+    """HTCondor grants 30 MB; the guest writes more than that onto its output disk."""
+    (cli.cwd / "machine.ad").write_text("Cpus = 1\nMemory = 2000\nDisk = 30000\n")
+    env = {"_CONDOR_MACHINE_AD": str(cli.cwd / "machine.ad"), "_CONDOR_SCRATCH_DIR": str(cli.cwd / "scratch")}
+    script = ("dd if=/dev/zero bs=1M count=80 2>/dev/null | tr '\\0' x > /tmp/x; "
+              "for d in /sys/block/vd*; do dd if=/tmp/x of=/dev/${d##*/} bs=1M 2>/dev/null; done; sleep 30")
+    done = cli.micro("--user", "root", "--memory", "512MiB", "--disk", "29MB", "--output", "x", "--results", "res", "--",
+                     "sh", "-c", script, env=env)
+    failed(done, 221, "SlotTooSmall", "has written")

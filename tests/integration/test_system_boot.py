@@ -1,4 +1,4 @@
-"""A Debian image of ``vmjob image build``: both of its boot methods, and the agent among dash, GNU tar and util-linux."""
+"""A Debian image of ``vmjob image build``: its boot methods, and the agent among dash, GNU tar and util-linux."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def test_system_without_a_way_out(cli: Cli, image: str, network: str) -> None:
 
 
 def test_names_of_every_kind_and_thousands_of_files(cli: Cli, image: str) -> None:
-    odd = ["plain", "two  words", "é ü ☃", "-dash", "--checkpoint-action=exec=false", "a'b\"c", "back\\slash", "*", "[x]"]
+    odd = ["plain", "two  words", "é ü ☃", "-dash", "--checkpoint-action=exec=false", "a'b\"c", "back\\slash", "*",
+           "[x]", "(", "!"]
     (cli.cwd / "names").write_text("".join(f"{name}\n" for name in odd))
     script = r"""while IFS= read -r name; do printf '%s' "$name" >"./$name"; done <names
         mkdir many; cd many; i=0; while [ $i -lt 2500 ]; do echo $i >"f$i"; i=$((i+1)); done"""
@@ -71,7 +72,8 @@ def test_names_of_every_kind_and_thousands_of_files(cli: Cli, image: str) -> Non
 
 def test_thousands_of_outputs_in_the_folder_itself(cli: Cli, image: str) -> None:
     script = "i=0; while [ $i -lt 2500 ]; do echo $i >f$i; i=$((i+1)); done"
-    done = cli("run", "-q", "--image", image, "--output", "f*", "--results", "res", "--", "sh", "-c", script, timeout=300)
+    done = cli("run", "-q", "--image", image, "--output", "f*", "--results", "res", "--",
+               "sh", "-c", script, timeout=300)
     assert done.status == 0, done.err
     assert {p.name for p in (cli.cwd / "res").glob("f*")} == {f"f{n}" for n in range(2500)}
     assert (cli.cwd / "res/f2499").read_text() == "2499\n"
@@ -146,7 +148,8 @@ def test_daemons_left_behind_do_not_hang_the_job(cli: Cli, image: str, boot: str
 def test_interrupt_is_not_ignored_in_the_program(cli: Cli, image: str) -> None:
     """A shell cannot trap what was ignored when it started; and children start with no signal blocked."""
     done = cli("run", "-q", "--image", image, "--", "sh", "-c",
-               "trap 'echo caught; exit 4' INT; grep -E 'Sig(Blk|Ign)' /proc/self/status; kill -INT $$; echo not", timeout=120)
+               "trap 'echo caught; exit 4' INT; grep -E 'Sig(Blk|Ign)' /proc/self/status; kill -INT $$; echo not",
+               timeout=120)
     assert done.status == 4, done.err
     blocked, ignored, caught = done.out.decode().splitlines()
     assert int(blocked.split()[1], 16) == 0 and int(ignored.split()[1], 16) & 0b10 == 0 and caught == "caught"

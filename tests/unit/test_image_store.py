@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -270,13 +272,21 @@ def test_copy_keeps_holes(tmp_path: Path) -> None:
     assert hash_file(tmp_path / "a") == hash_file(tmp_path / "b")
 
 
-def test_import_keeps_the_bytes(tmp_path: Path) -> None:
+def test_import_packs_a_raw_disk_and_keeps_others(tmp_path: Path) -> None:
+    if not shutil.which("qemu-img"):
+        pytest.skip("qemu-img is not installed: apt-get install qemu-utils")
     disk, store = bytearray(4 * 2**20), Store(tmp_path / "s")
     disk[:3], disk[510:512] = b"\xeb\x63\x90", b"\x55\xaa"
     disk[446:462] = bytes([0x80, 0, 0, 0, 0x83, 0, 0, 0, 1, 0, 0, 0, 99, 0, 0, 0])
     (tmp_path / "d.img").write_bytes(disk)
     made = importer.import_disk(tmp_path / "d.img", "mine", store, user="root")
-    assert (made.boot, made.firmware, made.user, made.files[0].format) == ((Boot.DISK,), "bios", "root", "raw")
-    assert store.open(store.find("mine"), {}, QUIET).paths["disk"].read_bytes() == disk
+    assert (made.boot, made.firmware, made.user, made.files[0].format) == ((Boot.DISK,), "bios", "root", "qcow2")
+    packed = store.open(store.find("mine"), {}, QUIET).paths["disk"]
+    assert packed.stat().st_size < 2**20
+    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", packed, tmp_path / "raw"], check=True)
+    assert (tmp_path / "raw").read_bytes() == disk
+    again = importer.import_disk(packed, "again", store)
+    assert again.files[0].sha256 == made.files[0].sha256
+    assert sorted(path.name for path in (tmp_path / "s").glob(".import-*")) == []
     with pytest.raises(ImageError):
         importer.import_disk(tmp_path / "d.img", "no/name", store)

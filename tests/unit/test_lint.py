@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
 LAYERS = [
     {"errors", "model", "units", "process", "config", "progress", "schema", "job", "files", "manifests", "payload", ""},
     {"image", "stage", "slot", "vm", "guest", "batch"},
-    {"compose", "outcome", "supervise", "bundle", "run", "submit", "planning", "api"},
+    {"compose", "outcome", "supervise", "prepare", "bundle", "run", "submit", "planning", "api"},
     {"cli", "__main__", "__init__"},
 ]
 SHELL = [*ROOT.glob("vmjob/**/*.sh"), *ROOT.glob("wrappers/*.sh"), *(p for p in ROOT.glob(".ci/*") if p.is_file())]

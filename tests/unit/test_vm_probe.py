@@ -175,9 +175,12 @@ def test_doctor_without_anything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert doctor.worst(list(checks.values())) == "failure"
 
 
-def test_doctor_says_what_an_old_qemu_means(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.probe, "find_qemu", lambda: QemuInfo("/q", (4, 2, 0)))
-    monkeypatch.setattr(doctor.probe, "kvm_problem", lambda qemu, device: None)
+def test_an_old_qemu_is_refused_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "qemu").touch(0o755)
+    monkeypatch.setenv("VMJOB_QEMU", str(tmp_path / "qemu"))
+    monkeypatch.setenv("VMJOB_CACHE", str(tmp_path))
+    monkeypatch.setattr(probe, "_ask_qemu", lambda path: {"version": [4, 2, 0], "machines": [], "netdevs": []})
+    with pytest.raises(QemuMissing, match=r"4\.2\.0 .* too old"):
+        probe.find_qemu()
     checks = {check.name: check for check in doctor.examine()}
     assert checks["qemu"].level == "failure" and "5.2" in checks["qemu"].action
-    assert checks["kvm"].level == "ok"

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 def slot_run(args: argparse.Namespace) -> int:
     """What the wrapper starts in a slot: the payload is beside it, the results go where the batch system looks."""
     from vmjob.image.store import Store
-    from vmjob.outcome import write_result
+    from vmjob.outcome import keep_result
     from vmjob.payload import read_payload
     from vmjob.run import run as walk
     from vmjob.slot.limits import detect
@@ -40,7 +40,7 @@ def slot_run(args: argparse.Namespace) -> int:
         slot = detect(os.environ, Path(args.scratch or os.environ.get("_CONDOR_SCRATCH_DIR") or "."))
     except VmjobError as error:
         failure = Failure("stage", error.kind, error.status, error.message, error.hint, error.transient)
-        write_result(Result(job="", outcome="failed", status=error.status, failure=failure), results)
+        keep_result(Result(job="", outcome="failed", status=error.status, failure=failure), results)
         raise
     reporter = report.choose(args.quiet, args.json)
     result = walk(payload, slot, Store(config.cache_dir()), results=results, reporter=reporter)
@@ -65,8 +65,8 @@ def plan(args: argparse.Namespace) -> int:
     """``vmjob plan``: the same words that run would use, with nothing started."""
     from vmjob.cli.planning import show
 
-    job, _ = job_of(args)
-    return show(job, Path(args.scratch) if args.scratch else api.default_scratch(), args.json)
+    job, base = job_of(args)
+    return show(job, base, Path(args.scratch) if args.scratch else api.default_scratch(), args.json)
 
 
 # ---------------------------------------------------------------- options → Job

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 
 from vmjob import config
+from vmjob.api import default_scratch
 
 _SIGNS = {"ok": ("ok     ", "32"), "warning": ("warning", "33"), "failure": ("FAILURE", "31")}
 
@@ -18,7 +19,7 @@ def doctor(args: argparse.Namespace) -> int:
 
     if args.fresh:
         (config.cache_dir() / "probe.json").unlink(missing_ok=True)
-    checks = examine()
+    checks = examine(default_scratch())
     failed = any(check.level == "failure" for check in checks)
     if args.json:
         print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=1))

@@ -7,15 +7,15 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Optional
+from typing import NoReturn, Optional
 
 import vmjob
-from vmjob.errors import VmjobError
+from vmjob.errors import JobError, VmjobError
 
 _EXAMPLES = """\
 the first minutes:
   vmjob doctor                              what can this machine do?
-  vmjob image micro                         build a 15 MB image to try things with
+  vmjob image micro                         build a 16 MB image to try things with
   vmjob run --image micro -- uname -a       run a program in it
   vmjob run examples/pythia/job.yaml        run a job from a file
   vmjob pack job.yaml -o payload.tar        make it input for any batch system
@@ -24,11 +24,18 @@ Each verb explains itself: vmjob run --help. Exit statuses: docs/user.md.
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong like every other error; argparse's own status 2 would look like the program's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise JobError(message, f"{self.prog} --help shows the options")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line; handlers are imported only when called, so that --help is quick."""
     from vmjob.cli import image_options, options
 
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="vmjob", description="Run a virtual machine image as an ordinary grid job.", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--version", action="version", version=f"vmjob {vmjob.__version__}")
@@ -45,13 +52,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if "--" in words:  # what follows is the program's own, and no option of ours
         cut = words.index("--")
         words, command = words[:cut], words[cut + 1:]
-    args = parser().parse_args(words)
-    args.command = command
-    _logging(getattr(args, "verbose", 0))
     try:
+        args = parser().parse_args(words)
+        args.command = command
+        _logging(getattr(args, "verbose", 0))
         status: int = args.handler(args)
     except VmjobError as error:
-        return tell(error, getattr(args, "json", False))
+        return tell(error, "--json" in words)
     except KeyboardInterrupt:
         print("vmjob: interrupted", file=sys.stderr)
         return 225

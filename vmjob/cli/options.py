@@ -76,7 +76,7 @@ def _verbose(one: argparse.ArgumentParser) -> None:
 
 def _job_options(one: argparse.ArgumentParser) -> None:
     one.usage = f"vmjob {one.prog.split()[-1]} [JOB.yaml] [options] [-- PROGRAM ARGUMENT...]"
-    one.add_argument("job", nargs="?", metavar="JOB.yaml", help="job file; options below go before what it says")
+    one.add_argument("job", nargs="?", metavar="JOB.yaml", help="job file; the options below win over what it says")
     one.add_argument("--image", metavar="IMAGE", help="name or digest in the store, or path of a manifest.yaml")
     one.add_argument("--name", metavar="NAME", help="name of the job")
     one.add_argument("--cpus", type=int, metavar="N", help="virtual CPUs")
@@ -92,7 +92,7 @@ def _job_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--accel", choices=("auto", "kvm", "tcg"), help="kvm: fail rather than crawl (default: auto)")
     one.add_argument("--network", choices=("nat", "isolated", "none"), help="default: nat")
     one.add_argument("--user", metavar="NAME", help="user in the guest (default: the image's)")
-    one.add_argument("--boot", choices=("job", "system", "disk"), help="boot method (default: the image's fastest)")
+    one.add_argument("--boot", choices=("job", "system", "disk"), help="boot method (default: the image's first)")
 
 
 def _run(args: argparse.Namespace) -> int:

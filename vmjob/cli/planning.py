@@ -11,9 +11,9 @@ from vmjob.planning import plan
 from vmjob.units import format_duration, format_size
 
 
-def show(job: Job, scratch: Path, as_json: bool) -> int:
+def show(job: Job, base: Path, scratch: Path, as_json: bool) -> int:
     """Print the plan; returns the exit status. Raises what run would raise before it starts anything."""
-    document = plan(job, scratch)
+    document = plan(job, scratch, base)
     if as_json:
         print(json.dumps(document, indent=1))
         return 0

@@ -220,34 +220,37 @@ listen() {
 	done
 }
 
-# Names the files to return in $run/list; tells which globs match nothing.
+# Names the files to return in $run/list, each once; tells which globs match nothing.
 find_outputs() {
-	: >"$run/list"
-	seen=$newline
 	saved=$IFS
 	while IFS= read -r glob; do
 		IFS='' matched=''
 		for one in $glob; do
 			[ -e "$one" ] || [ -L "$one" ] || continue
+			case $one in
+			*"$newline"*) say "missing $glob (a name with a line break)"; matched=1; continue ;;
+			-*) one=./$one ;;
+			esac
 			matched=1
-			case $one in -*) one=./$one ;; esac
-			case $seen in *"$newline$one$newline"*) continue ;; esac
-			seen=$seen$one$newline
-			printf '%s\n' "$one" >>"$run/list"
+			printf '%s\n' "$one"
 		done
 		IFS=$saved
 		[ "$matched" ] || say "missing $glob"
-	done <"$job/outputs"
+	done <"$job/outputs" >"$run/found"
+	LC_ALL=C sort -u "$run/found" >"$run/list"
+	# one process looks at all, for there may be thousands; 64 MiB in blocks of 512
+	big=$newline$(tr '\n' '\0' <"$run/list" |
+		xargs -0 sh -c 'exec find "$@" -maxdepth 0 -type f -size +131071' find 2>/dev/null)$newline
 }
 
 # big_file NAME: is it one that is better written by dd alone? (plain, not sparse, one tar header block)
 big_file() {
-	[ -f "$1" ] && [ ! -L "$1" ] && [ ${#1} -le 99 ] || return 1
+	case $big in *"$newline$1$newline"*) ;; *) return 1 ;; esac
+	[ ${#1} -le 99 ] || return 1
 	IFS=' ' read -r size blocks links <<-END
 		$(stat -c '%s %b %h' "$1" 2>/dev/null)
 	END
-	[ "${size:-0}" -ge 67108864 ] && [ "$size" -lt 8589934592 ] && [ $((blocks * 512)) -ge "$size" ] &&
-		[ "$links" = 1 ]
+	[ "${size:-0}" -gt 0 ] && [ "$size" -lt 8589934592 ] && [ $((blocks * 512)) -ge "$size" ] && [ "$links" = 1 ]
 }
 
 # to_disk OFFSET: stdin onto the output disk; O_DIRECT, so what is written is in the host's file
@@ -258,6 +261,7 @@ to_disk() {
 # A tar archive straight onto the output disk. Between tar and dd a pipe costs a third of the speed, so a
 # big file is written as tar would, its header by tar and its bytes by dd; the rest follows in one piece.
 write_outputs() {
+	[ -s "$job/outputs" ] || { say "outputs none"; return; } # looking for none costs 15 ms of a short job
 	cd "$work" || return
 	find_outputs
 	[ -s "$run/list" ] || { say "outputs none"; return; }
@@ -276,10 +280,14 @@ write_outputs() {
 	done <"$run/list"
 	if [ -s "$run/rest" ]; then
 		case $(tar --version 2>/dev/null) in
-		*GNU*) set -- -S -T "$run/rest" ;;
+		*GNU*) set -- -S --no-unquote -T "$run/rest" ;;
 		*) # busybox reads no list
-			set --
-			while IFS= read -r one; do set -- "$@" "$one"; done <"$run/rest"
+			saved=$IFS IFS=$newline
+			set -f
+			# shellcheck disable=SC2046  # a word for each line
+			set -- $(cat "$run/rest")
+			set +f
+			IFS=$saved
 			;;
 		esac
 		{

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vmjob import process
 from vmjob.errors import BuildFailed, CommandFailed, HostError
-from vmjob.image import blobs, debian, ext4, guestfiles, manifest, micro, pip
+from vmjob.image import blobs, debian, ext4, guestfiles, manifest, micro, pip, qcow2
 from vmjob.image import recipe as recipes
 from vmjob.image.recipe import Recipe
 from vmjob.model import Boot, ImageFile, Manifest
@@ -59,7 +59,7 @@ def _build(plan: Recipe, work: Path, out: Path, namespace: Sequence[str], step: 
     (work / "stamp").touch()
     began = time.time() - 3600  # an archive keeps whole seconds; no package in it is as young as an hour
     os.utime(work / "stamp", (began, began))
-    _bootstrap(plan, work / "root.tar")
+    _bootstrap(plan, work / "root.tar", namespace)
     step()
     # device nodes cannot be made in a user's namespace; every boot mounts devtmpfs there anyway
     process.run([*namespace, "tar", "-xpf", work / "root.tar", "-C", root, "--numeric-owner", "--exclude=./dev/*"])
@@ -97,12 +97,14 @@ def mmdebstrap_argv(plan: Recipe, tar: Path, mode: str, hook: str) -> list[str]:
     return [*words, plan.mirror] if plan.mirror else words
 
 
-def _bootstrap(plan: Recipe, tar: Path) -> None:
+def _bootstrap(plan: Recipe, tar: Path, namespace: Sequence[str]) -> None:
     # the hook sees no file of ours: in its namespace it is somebody else
     script = shlex.quote(micro.package_file("image/kernel-hook.sh").decode())
     hook = f'VMJOB_KERNEL={shlex.quote(plan.kernel)} sh -c {script} hook "$1"'
-    mode = "root" if os.getuid() == 0 else "unshare"
-    process.run(mmdebstrap_argv(plan, tar, mode, hook), env={**os.environ, "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"})
+    # as root it mounts things in its tree: in a namespace they are nobody else's, and go away with it
+    around, mode = (namespace, "root") if os.getuid() == 0 else ((), "unshare")
+    process.run([*around, *mmdebstrap_argv(plan, tar, mode, hook)],
+                env={**os.environ, "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"})
 
 
 def _assemble(plan: Recipe, work: Path, namespace: Sequence[str]) -> int:
@@ -126,10 +128,8 @@ def _initramfs(root: Path) -> bytes:
 
 
 def _compress(raw: Path, target: Path, size: int) -> ImageFile:
-    """Never with -W: it writes clusters as they come."""
     temporary = target.with_name(f".{target.name}")
-    process.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-c", "-o",
-                 "compression_type=zstd,cluster_size=65536", raw, temporary])
+    qcow2.pack(raw, temporary)
     temporary.replace(target)
     sha256, length = blobs.hash_file(target)
     return ImageFile("disk", target.name, "qcow2", length, sha256, size)

@@ -1,12 +1,16 @@
-"""A disk somebody else made becomes an image: its bytes and format stay, firmware boots it."""
+"""A disk somebody else made becomes an image that firmware boots. Its bytes and format stay, but a raw disk, which
+would travel with all its empty space, is packed first."""
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
 from vmjob.errors import ImageError, ImageRefused
-from vmjob.image import blobs, formats
+from vmjob.image import blobs, formats, qcow2
 from vmjob.image.store import Store
 from vmjob.model import Boot, ImageFile, Manifest
 from vmjob.progress import Reporter
@@ -15,10 +19,12 @@ from vmjob.units import MIB
 
 def import_disk(file: Path, name: str, store: Store, firmware: Optional[str] = None, user: Optional[str] = None, *,
                 needs_memory: int = 512 * MIB, description: str = "", reporter: Optional[Reporter] = None) -> Manifest:
-    """Check a disk, take it into ``store`` as ``name`` (copied; as a reflink where possible), and describe it.
+    """Check a disk, take it into ``store`` as ``name`` (copied, as a reflink where possible; a raw disk
+    as a compressed qcow2), and describe it.
 
     ``firmware`` bios or uefi overrides the guess; ``user`` is whom the program runs as in the guest. Raises
-    ImageRefused where the disk is unsafe or nothing on it boots, ImageCorrupt, ImageMissing, ScratchFull.
+    ImageRefused where the disk is unsafe or nothing on it boots, ImageCorrupt, ImageMissing, ScratchFull,
+    CommandMissing.
     """
     from vmjob.image import manifest as manifests
 
@@ -28,14 +34,26 @@ def import_disk(file: Path, name: str, store: Store, firmware: Optional[str] = N
     if not firmware:
         raise ImageRefused(f"{file}: no boot loader to be seen on this disk",
                            "if firmware can boot it, say which: --firmware bios or --firmware uefi")
-    with reporter.bar(f"read {file.name}", file.stat().st_size) as bar:
-        sha256, size = blobs.hash_file(file, bar)
-    disk = ImageFile("disk", f"disk.{info.format}", info.format, size, sha256, info.virtual_size)
-    made = Manifest(name, (disk,), (Boot.DISK,), firmware=firmware, user=user or Manifest.user,
-                    needs_memory=needs_memory, description=description, sources=(file.name,))
-    try:
-        made = manifests.from_document(manifests.to_document(made), f"image {name}")
-    except ImageError as wrong:
-        raise ImageError(f"{wrong.message}", wrong.hint or "choose another name") from wrong
-    store.add(made, file.parent, reporter, sources={"disk": file})
-    return made
+    with ExitStack() as stack:
+        source = file.name
+        if info.format == "raw":
+            file, info = _packed(file, store.root, stack), replace(info, format="qcow2")
+        with reporter.bar(f"read {source}", file.stat().st_size) as bar:
+            sha256, size = blobs.hash_file(file, bar)
+        disk = ImageFile("disk", f"disk.{info.format}", info.format, size, sha256, info.virtual_size)
+        made = Manifest(name, (disk,), (Boot.DISK,), firmware=firmware, user=user or Manifest.user,
+                        needs_memory=needs_memory, description=description, sources=(source,))
+        try:
+            made = manifests.from_document(manifests.to_document(made), f"image {name}")
+        except ImageError as wrong:
+            raise ImageError(f"{wrong.message}", wrong.hint or "choose another name") from wrong
+        store.add(made, file.parent, reporter, sources={"disk": file})
+        return made
+
+
+def _packed(raw: Path, store: Path, stack: ExitStack) -> Path:
+    """The disk as a compressed qcow2, until ``stack`` ends; beside the blobs, where room for it is needed anyway."""
+    store.mkdir(parents=True, exist_ok=True)
+    spare = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=store, prefix=".import-")))
+    qcow2.pack(raw, spare / "disk.qcow2")
+    return spare / "disk.qcow2"

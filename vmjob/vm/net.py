@@ -77,7 +77,8 @@ def _start(mode: Network, qemu: QemuInfo, run_dir: Path, stack: ExitStack) -> Li
     if kind == "passt":
         tap = _passt(run_dir, stack)
         if tap is None:
-            kind, description = _without_passt(qemu, f"passt does not work here (see {run_dir / 'passt.log'}): ")
+            said = (run_dir / "passt.log").read_text(errors="replace").strip().splitlines()[-1:] or ["no answer"]
+            kind, description = _without_passt(qemu, f"passt does not work here ({said[0]}): ")
     ends: tuple[socket.socket, ...] = (tap,) if tap else ()
     fds = None
     if kind in ("passt", "user") and _guarded(qemu):

@@ -23,6 +23,7 @@ from vmjob.model import Accel, AccelChoice, QemuInfo
 
 log = logging.getLogger("vmjob.probe")
 
+OLDEST = (5, 2)  # the first whose sandbox, disks and consoles were seen to do what is asked of them here
 _RETRY = 3600.0  # seconds after which a KVM that failed gets another chance: the host may just have been busy
 _NAMES = ("qemu-system-x86_64", "qemu-kvm", "/usr/libexec/qemu-kvm")
 _INSTALL = "install it: apt-get install qemu-system-x86 (RHEL: qemu-kvm), or name one in VMJOB_QEMU"
@@ -36,7 +37,11 @@ def find_qemu() -> QemuInfo:
     """The QEMU of this host: VMJOB_QEMU, else the first of the usual names. Raises QemuMissing."""
     path = _qemu_path()
     known = _cached(_key(path), "qemu", lambda: _ask_qemu(path))
-    return QemuInfo(path, tuple(known["version"]), tuple(known["machines"]), tuple(known["netdevs"]))
+    found = QemuInfo(path, tuple(known["version"]), tuple(known["machines"]), tuple(known["netdevs"]))
+    if found.version < OLDEST:
+        raise QemuMissing(f"QEMU {found.version_text} ({path}) is too old",
+                          f"install QEMU {OLDEST[0]}.{OLDEST[1]} or later, or name one in VMJOB_QEMU")
+    return found
 
 
 def _qemu_path() -> str:
