@@ -82,10 +82,10 @@ def _run(bench: Bench) -> tuple[float, float, float, float]:
             job.kill()
             raise RuntimeError(f"the job said {said}: {job.communicate()[1].decode()[-300:]}")
         written = _wait_for(work, job, 3 * _SIZE)
-        job.communicate(timeout=120)
+        _, complaint = job.communicate(timeout=120)
         ended = time.perf_counter()
         if job.returncode or (work / "out/big").stat().st_size != _SIZE:
-            raise RuntimeError("the job failed")
+            raise RuntimeError(f"the job failed: {complaint.decode()[-300:]}")
     at = [moment for _, moment in said]
     size = _SIZE / 1e6
     return size / (written - at[4]), size / (at[1] - at[0]), size / (at[3] - at[2]), ended - at[4]

@@ -143,6 +143,9 @@ class Payload:
     input_archive: Optional[Path] = None
 
 
+# What vmjob itself writes among the results of a job.
+RESULT_FILES = ("result.json", "console.log")
+
 # Bytes that QEMU's emulation keeps translated code in; left alone it takes up to a GiB beside the guest.
 TCG_BUFFER = 256 * 2**20
 

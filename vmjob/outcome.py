@@ -114,12 +114,13 @@ def failure_from_os(error: OSError) -> VmjobError:
 def keep_result(result: Result, folder: Path) -> Result:
     """result.json into ``folder``, whole or not at all. Where it cannot be written, a result that says so: what
     nobody can read is no success."""
-    spare = folder / f".result.json.{os.getpid()}"
+    spare = folder / f".vmjob-result-{os.getpid()}"
     try:
         spare.write_text(json.dumps(result.to_json(), indent=1) + "\n")
         spare.replace(folder / "result.json")
         return result
     except OSError as refused:
+        spare.unlink(missing_ok=True)
         log.error("%s: result.json cannot be written: %s", folder, refused.strerror)
         failure = failure_from_os(refused)
         return result if result.failure else replace(result, outcome="failed", status=failure.status,

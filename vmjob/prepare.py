@@ -32,7 +32,7 @@ def prepare(this: Run, image: Image, folder: Path, stack: ExitStack) -> tuple[Vm
     disk = manifest.file("disk")
     if disk:
         (folder / files.overlay).unlink(missing_ok=True)
-        disks.create_overlay(folder / files.overlay, paths["disk"], disk.format)
+        disks.create_overlay(folder / files.overlay, paths["disk"], disk.format, disk.virtual_size)
     if this.job.outputs:
         disks.create_output_disk(folder / files.output_disk, this.granted.disk + _TAR_ROOM)
     link = stack.enter_context(net.network(this.job.network, this.qemu, folder))

@@ -7,12 +7,14 @@ failure, signal) leaves no process and no file but the results.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Optional
 
 from vmjob import compose
-from vmjob.errors import OutputMissing, OutputRefused, OutputTooLarge, VmjobError
+from vmjob.errors import OutputMissing, OutputTooLarge, VmjobError
 from vmjob.model import Payload, Result, Slot
 from vmjob.outcome import Run, failure_from_os, keep_result
 from vmjob.progress import Reporter
@@ -112,11 +114,16 @@ def _collect(this: Run, disk: Path) -> None:
         this.outputs = unpack_outputs(disk, this.results, this.granted.disk, this.reporter)
         this.bytes_out = sum(path.stat().st_size for name in this.outputs
                              if (path := this.results / name).is_file() and not path.is_symlink())
-    taken = [name for name in this.outputs if name in ("result.json", "console.log")]
-    if taken:
-        raise OutputRefused(f"the program returned a file named {taken[0]}, which is vmjob's own here",
-                            "give that output another name")
-    if told.missing:
-        raise OutputMissing(f"the program left no file that matches '{told.missing[0]}'"
-                            + (f" (nor {len(told.missing) - 1} other patterns)" if told.missing[1:] else ""),
+    # looked for here too: what the guest says of itself is no proof
+    missing = told.missing or [glob for glob in this.job.outputs if not _there(glob, this.outputs, this.results)]
+    if missing:
+        raise OutputMissing(f"the program left no file that matches '{missing[0]}'"
+                            + (f" (nor {len(missing) - 1} other patterns)" if missing[1:] else ""),
                             "compare outputs in the job with what the program writes into its work folder")
+
+
+def _there(glob: str, names: Sequence[str], results: Path) -> bool:
+    """Does an output match ``glob`` (or lie below what does), or did it bring an empty folder?"""
+    parts = PurePosixPath(glob).parts
+    return any(all(map(fnmatchcase, PurePosixPath(name).parts, parts)) and len(PurePosixPath(name).parts) >= len(parts)
+               for name in names) or any(path.is_dir() for path in results.glob(glob))

@@ -92,11 +92,17 @@ def _plain_loader() -> Any:
 
     import yaml
 
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers: dict[str, Any] = {}
 
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):  # a few lines of them stand for billions of values
+                mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+                raise yaml.composer.ComposerError(None, None, "aliases (*name) are not used here", mark)
+            return super().compose_node(parent, index)
+
     for kind, pattern, first in (("bool", "true|false", "tf"), ("null", "null|~|", ["n", "~", ""]),
-                                 ("int", "0|-?[1-9][0-9]*", "-0123456789"), ("merge", "<<", "<")):
+                                 ("int", "0|-?[1-9][0-9]{0,17}", "-0123456789"), ("merge", "<<", "<")):
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$"), list(first))
     return Loader
 
@@ -113,6 +119,8 @@ def load_yaml(path: Path, name: str, error: type[VmjobError] = JobError) -> dict
         raise error(f"{path}: cannot be read: {unreadable}", "check that it is a readable text file") from unreadable
     try:
         document = yaml.load(text, Loader=_plain_loader())
+    except RecursionError as deep:
+        raise error(f"{path}: lists within lists without end", "write it flatter") from deep
     except yaml.YAMLError as broken:
         mark = getattr(broken, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

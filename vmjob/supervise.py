@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from vmjob.guest.session import Session
     from vmjob.vm.machine import Machine
+
+log = logging.getLogger("vmjob.run")
 
 BOOT_ATTEMPTS = 2
 GRACE = 20  # seconds from the notice to the end of the machine: half for the program, half for its outputs
@@ -59,10 +62,13 @@ class Guest:
         self._end(ask=error is not None and not isinstance(error, GuestError) and not self.stopped)
         console, results = self.folder / "console.log", self.this.results
         if results and console.is_file():
-            # after the outputs, and by a rename: a guest may have returned a link of this name
-            spare = results / f".console.log.{os.getpid()}"
-            shutil.copyfile(console, spare)
-            spare.replace(results / "console.log")
+            spare = results / f".vmjob-console-{os.getpid()}"
+            try:
+                shutil.copyfile(console, spare)
+                spare.replace(results / "console.log")
+            except OSError as refused:  # must not hide what the run itself has to tell
+                log.warning("console.log cannot be kept: %s", refused)
+                spare.unlink(missing_ok=True)
 
     # ------------------------------------------------------------ the three steps
 

@@ -132,6 +132,21 @@ def test_qcow2_that_points_outside_is_refused(cli: Cli, how: str) -> None:
     assert "evil" not in cli("image", "list").out.decode()
 
 
+@pytest.mark.parametrize("way", ["run", "import"])
+def test_a_manifest_is_no_way_round_the_check(cli: Cli, way: str) -> None:
+    """The digest is right, the disk points at a file of the node: it is refused before anything opens it."""
+    (cli.cwd / "secret.raw").write_bytes(b"SECRET".ljust(2**20, b"\0"))
+    disk = cli.cwd / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={cli.cwd}/secret.raw,data_file_raw=on",
+                    disk, "1M"], check=True)
+    entry = {"role": "disk", "path": "disk.qcow2", "format": "qcow2", "size": disk.stat().st_size,
+             "sha256": hashlib.sha256(disk.read_bytes()).hexdigest(), "virtual_size": 2**20}
+    (cli.cwd / "manifest.yaml").write_text(yaml.safe_dump({"name": "evil", "boot": ["disk"], "files": [entry]}))
+    words = ["run", "--image", "manifest.yaml", "--", "true"] if way == "run" else ["image", "import", "manifest.yaml"]
+    failed(cli(*words), 213, "ImageRefused", "disk.qcow2")
+    assert "evil" not in cli("image", "list").out.decode()
+
+
 def test_image_that_does_not_boot(cli: Cli) -> None:
     disk = cli.cwd / "empty.raw"
     partition = bytes([0x80, 0, 0, 0, 0x83, 0, 0, 0]) + (64).to_bytes(4, "little") + (1024).to_bytes(4, "little")
@@ -424,7 +439,7 @@ def test_an_option_that_does_not_exist(cli: Cli) -> None:
 
 def test_a_result_named_like_ours(cli: Cli) -> None:
     done = cli.micro("--output", "*.json", "--results", "res", "--", "sh", "-c", "echo '{}' > result.json")
-    failed(done, 248, "OutputRefused", "result.json")
+    failed(done, 248, "OutputRefused", "result.json", "keeps for itself")
     assert result_of(cli.cwd / "res")["outcome"] == "failed"
 
 
@@ -434,6 +449,6 @@ def test_a_slots_disk_limit_holds_for_all_the_guest_writes(cli: Cli) -> None:
     env = {"_CONDOR_MACHINE_AD": str(cli.cwd / "machine.ad"), "_CONDOR_SCRATCH_DIR": str(cli.cwd / "scratch")}
     script = ("dd if=/dev/zero bs=1M count=80 2>/dev/null | tr '\\0' x > /tmp/x; "
               "for d in /sys/block/vd*; do dd if=/tmp/x of=/dev/${d##*/} bs=1M 2>/dev/null; done; sleep 30")
-    done = cli.micro("--user", "root", "--memory", "512MiB", "--disk", "29MB", "--output", "x", "--results", "res", "--",
-                     "sh", "-c", script, env=env)
+    done = cli.micro("--user", "root", "--memory", "512MiB", "--disk", "29MB", "--output", "x", "--results", "res",
+                     "--", "sh", "-c", script, env=env)
     failed(done, 221, "SlotTooSmall", "has written")

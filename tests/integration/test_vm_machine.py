@@ -254,7 +254,7 @@ def test_overlay_and_output_disk(tmp_path: Path) -> None:
         pytest.skip("needs qemu-img: apt-get install qemu-utils")
     base, overlay = tmp_path / "base: é,1.raw", tmp_path / "over, lay.qcow2"
     base.write_bytes(b"QFI\xfb" + b"\0" * 65532)  # looks like qcow2: its format must not be guessed
-    disks.create_overlay(overlay, base, "raw")
+    disks.create_overlay(overlay, base, "raw", base.stat().st_size)
     told = process.run(["qemu-img", "info", "--output=json", overlay]).stdout.decode()
     assert '"backing-filename-format": "raw"' in told and '"virtual-size": 65536' in told
     disks.create_output_disk(tmp_path / "out.raw", (1 << 40) + 1)
@@ -277,7 +277,7 @@ def test_qemu_takes_all_disks(kind: str, spec: VmSpec, qemu: QemuInfo, tmp_path:
         pytest.skip(f"this QEMU has no machine {kind}")
     base = tmp_path / "base.qcow2"
     process.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "16M"])
-    disks.create_overlay(tmp_path / "overlay.qcow2", base, "qcow2")
+    disks.create_overlay(tmp_path / "overlay.qcow2", base, "qcow2", 1 << 20)
     disks.create_output_disk(tmp_path / "out.raw", 1 << 20)
     for name in ("in.tar", "seed.iso"):
         (tmp_path / name).write_bytes(b"\0" * 2048)

@@ -53,7 +53,8 @@ def image(folder: Path, name: str = "one", size: int = 3 * 2**20, kernel: bytes 
     for role, form in (("disk", "raw"), ("kernel", "bzimage"), ("initrd", "cpio")):
         (folder / role).write_bytes(contents[role])
         digest = hashlib.sha256(contents[role]).hexdigest()
-        files.append(ImageFile(role, role, form, len(contents[role]), digest))
+        files.append(ImageFile(role, role, form, len(contents[role]), digest,
+                               len(contents[role]) if role == "disk" else 0))
     made = Manifest(name, tuple(files), (Boot.JOB,))
     (folder / "manifest.yaml").write_text(manifest.dump(made))
     return made

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Optional
 
 from vmjob import process
 from vmjob.errors import CommandFailed, ImageCorrupt, ImageMissing, ImageRefused
@@ -56,6 +56,28 @@ def inspect_disk(path: Path) -> DiskInfo:
     if form == "raw":
         _raw_whole(path, head, size)
     return DiskInfo(form, virtual, partitions.firmware(head))
+
+
+def check_header(path: Path, form: str, virtual_size: int, shown: Optional[Path] = None) -> None:
+    """Refuse a disk that is not what its manifest says, or that would make QEMU open other files. Reads only the
+    header and starts nothing: done before each boot, whichever way the image came. ``shown`` stands for ``path`` in
+    messages. Raises ImageRefused, ImageCorrupt."""
+    checks = {name: check for name, _, check in _FORMATS}
+    name = shown or path
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+            # QEMU is told "raw" in so many words, and then looks for nothing in the bytes
+            found, size = "raw", path.stat().st_size
+            if form != "raw":
+                found = next((driver for driver, matches, _ in _FORMATS if matches(head)), "")
+                size = checks[found](file, head, name) if found else 0
+    except struct.error as short:
+        raise ImageCorrupt(f"{name}: the header is cut short", "fetch it again") from short
+    if found != form:
+        raise ImageRefused(f"{name}: the manifest says {form}, the file is {found or 'of no such format'}", _HINT)
+    if size != virtual_size:
+        raise ImageRefused(f"{name}: the manifest says a disk of {virtual_size} bytes, its header {size}", _HINT)
 
 
 def _recognise(file: BinaryIO, size: int, path: Path) -> tuple[str, int]:

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Optional
 
-from vmjob.errors import ImageCorrupt, ImageError, ImageMissing
+from vmjob.errors import ImageCorrupt, ImageError, ImageMissing, ScratchFull
+from vmjob.image import formats
 from vmjob.image import manifest as manifests
 from vmjob.image.blobs import Blobs, hash_file
 from vmjob.model import Image, ImageFile, Manifest
@@ -42,6 +43,8 @@ class Store:
         with self._lock(fcntl.LOCK_SH), _bar(reporter, f"add {manifest.name}", manifest.size) as bar:
             for file in manifest.files:
                 source = (sources or {}).get(file.role, folder / file.path)
+                if file.role == "disk" and source.exists():
+                    formats.check_header(source, file.format, file.virtual_size)
                 self.blobs.take(source, file.sha256, file.size, bar=bar)
             self._write(f"images/{_hex(manifest)}.yaml", manifests.dump(manifest))
             self._write(f"names/{manifest.name}", manifest.digest + "\n")
@@ -105,6 +108,8 @@ class Store:
             lazy = _LazyBar(stack, reporter, manifest)
             for file in manifest.files:
                 paths[file.role] = self._open_file(file, sources.get(file.role), lazy)
+                if file.role == "disk":
+                    formats.check_header(paths[file.role], file.format, file.virtual_size, sources.get(file.role))
         return Image(manifest, paths)
 
     def remove(self, ref: str) -> Manifest:
@@ -140,7 +145,7 @@ class Store:
             raise ImageMissing(f"{source}: no such file, though the image needs it", "fetch the image again")
         try:
             return self.blobs.take(source, file.sha256, file.size, link=True, durable=False, bar=bar)
-        except OSError:  # nowhere to keep it: verified for this run alone
+        except (OSError, ScratchFull):  # nowhere to keep it: verified for this run alone
             found, size = hash_file(source, bar)
             if (found, size) != (file.sha256, file.size):
                 raise ImageCorrupt(f"{source}: expected sha256:{file.sha256} ({file.size} bytes), "

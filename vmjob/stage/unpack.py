@@ -17,6 +17,7 @@ from typing import Optional
 
 from vmjob.errors import OutputRefused, OutputTooLarge, ScratchFull, SlotError
 from vmjob.files import FULL, Advance, copy_sparse, real_kind, remove_tree
+from vmjob.model import RESULT_FILES
 from vmjob.progress import Reporter
 from vmjob.stage.tar import Member, read_members
 from vmjob.units import format_size
@@ -26,7 +27,7 @@ log = logging.getLogger("vmjob.stage")
 MAX_MEMBERS = 1_000_000
 MAX_DEPTH = 100  # folders in folders: every one is looked at
 MAX_NAMES = 128 * 2**20  # bytes of all names together: they are kept until the end
-_OURS = ".vmjob"
+_OURS = ".vmjob"  # also the temporary names of what we write among the results
 _HIDDEN = f"{_OURS}-unpack-"
 _HINT = "the program must leave plain files, folders and links among its outputs"
 
@@ -70,11 +71,8 @@ class _Unpacker:
         self._parent = top
 
     def add(self, member: Member) -> None:
-        self.members += 1
         self.name_bytes += len(member.name)
-        if self.members > MAX_MEMBERS or self.name_bytes > MAX_NAMES:
-            raise OutputRefused(f"the output archive has more than {MAX_MEMBERS} members, or names of more than "
-                                f"{format_size(MAX_NAMES)}", "let the program pack its small files into one")
+        self._one_more()
         parts = _parts(member)
         if not parts:
             if member.kind == "folder":
@@ -88,6 +86,12 @@ class _Unpacker:
             if refused.errno in FULL:
                 raise
             raise OutputRefused(f"{member.name}: cannot be made here: {refused.strerror}", _HINT) from refused
+
+    def _one_more(self) -> None:
+        self.members += 1
+        if self.members > MAX_MEMBERS or self.name_bytes > MAX_NAMES:
+            raise OutputRefused(f"the output archive has more than {MAX_MEMBERS} members, or names of more than "
+                                f"{format_size(MAX_NAMES)}", "let the program pack its small files into one")
 
     def _make(self, member: Member, name: str, path: Path) -> None:
         if member.kind == "folder":
@@ -124,6 +128,7 @@ class _Unpacker:
     def _mkdir(self, path: Path, member: Member) -> None:
         kind = real_kind(path)
         if kind is None:
+            self._one_more()  # a long name makes many folders
             path.mkdir(mode=0o755)
         elif kind != "folder":
             raise OutputRefused(f"{member.name} would be written through a {kind}", _HINT)
@@ -179,8 +184,9 @@ def _parts(member: Member) -> list[str]:
         raise OutputRefused(f"{member.name!r} leads out of the output folder", _HINT)
     if len(parts) > MAX_DEPTH:
         raise OutputRefused(f"{member.name[:100]}…: more than {MAX_DEPTH} folders in folders", _HINT)
-    if parts and parts[0].startswith(_OURS):
-        raise OutputRefused(f"{member.name}: names that begin with {_OURS} are kept for vmjob", "rename this output")
+    if parts and (parts[0].startswith(_OURS) or parts[0] in RESULT_FILES):
+        raise OutputRefused(f"{parts[0]!r} is a name that vmjob keeps for itself among the results",
+                            "give this output another name")
     return parts
 
 

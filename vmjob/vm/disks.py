@@ -9,14 +9,14 @@ from vmjob import process
 from vmjob.errors import CommandFailed, HostError, ScratchFull
 
 
-def create_overlay(path: Path, backing: Path, backing_format: str, qemu_img: str = "") -> None:
-    """A qcow2 at ``path`` that takes the writes of one run; ``backing`` stays untouched. Raises CommandMissing,
-    ScratchFull or CommandFailed."""
-    tool = qemu_img or process.require("qemu-img", "qemu-utils")
+def create_overlay(path: Path, backing: Path, backing_format: str, size: int) -> None:
+    """A qcow2 of ``size`` bytes at ``path`` that takes the writes of one run; ``backing`` stays untouched, and is not
+    even opened here (-u). Raises CommandMissing, ScratchFull or CommandFailed."""
+    tool = process.require("qemu-img", "qemu-utils")
     # file: keeps a colon in the path from being read as a protocol
     try:
-        process.run([tool, "create", "-q", "-f", "qcow2", "-F", backing_format, "-b",
-                     f"file:{backing.resolve()}", f"file:{path.resolve()}"], timeout=60,
+        process.run([tool, "create", "-q", "-u", "-f", "qcow2", "-F", backing_format, "-b",
+                     f"file:{backing.resolve()}", f"file:{path.resolve()}", str(size)], timeout=60,
                     hint="check the scratch folder and the image with vmjob image inspect")
     except CommandFailed as failure:
         if "No space left" in failure.output:
