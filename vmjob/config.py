@@ -20,7 +20,12 @@ from pathlib import Path
 
 def _base(variable: str, fallback: str) -> Path:
     value = os.environ.get(variable, "")
-    return Path(value) if value.startswith("/") else Path.home() / fallback
+    if value.startswith("/"):
+        return Path(value)
+    try:
+        return Path.home() / fallback
+    except RuntimeError:  # a pool account that the node has no home for
+        return Path(f"/var/tmp/vmjob-{os.getuid()}") / fallback
 
 
 def store_dir() -> Path:

@@ -35,7 +35,8 @@ class Reporter:
         """The stage still runs (called about every second); ``percent``: what the program says of its progress."""
 
     def output(self, stream: str, data: bytes) -> None:
-        """Bytes of the program in the guest; ``stream`` is stdout or stderr."""
+        """Bytes of the program in the guest; ``stream`` is stdout or stderr. Comes from a thread for each stream,
+        so that one who is slow here delays the program and nothing else."""
 
 
 class Bar:

@@ -86,6 +86,7 @@ class Guest:
                     raise
                 self.this.reporter.note(f"{failure.message}; trying once more")
                 self._end()
+                self.signals.listener = None  # between two boots a signal ends the run at once
 
     def _worth_a_try(self, failure: VmjobError) -> bool:
         """A panic comes again, unless the next attempt offers the guest another CPU."""
@@ -134,8 +135,7 @@ class Guest:
         session.attach(streams["ctrl"], streams["out"], streams["err"], streams["console"])
         self._spawn(self._watch(self._machine, session))
         self._spawn(self._watch_time())
-        if self.this.slot.batch:
-            self._spawn(self._watch_disk(session))
+        self._spawn(self._watch_disk(session))
         await session.booted(limit)
 
     async def _watch(self, machine: Machine, session: Session) -> None:
@@ -158,7 +158,10 @@ class Guest:
 
         limit = self.this.slot.disk
         while True:
-            used = sum(path.stat().st_blocks * 512 for path in self.folder.iterdir() if path.is_file())
+            used = 0
+            for path in self.folder.iterdir():
+                with suppress(FileNotFoundError):
+                    used += path.lstat().st_blocks * 512
             if used > limit:
                 session.fail(SlotTooSmall(f"the guest has written {format_size(used)} to its disks, "
                                           f"the slot has {format_size(limit)}",

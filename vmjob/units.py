@@ -10,8 +10,8 @@ from vmjob.errors import JobError
 _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _TIMES = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*\Z")
-_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*")
+_SIZE = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*\Z")
+_TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)\s*([a-z]*)\s*")
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
@@ -46,7 +46,7 @@ def parse_duration(text: Union[str, int, float], where: str) -> int:
         for part in raw.split(":"):
             total = total * 60 + int(part)
         return total if raw.count(":") == 2 else total * 60
-    if not raw or not re.match(r"(?:[0-9]+(?:\.[0-9]+)?\s*[a-z]*\s*)+\Z", raw):
+    if not raw or len(raw) > 40 or not re.match(r"(?:[0-9]+(?:\.[0-9]+)?\s*[a-z]*\s*)+\Z", raw):
         raise bad
     seconds = 0.0
     for number, unit in _TIME.findall(raw):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
@@ -141,12 +140,11 @@ def _results_folder(named: Optional[str], job: Job, from_file: bool) -> Optional
 
 def _tell(result: Result, results: Optional[Path], args: argparse.Namespace) -> int:
     if args.json:
-        print(json.dumps(result.to_json(), indent=1))
+        report.show(json.dumps(result.to_json(), indent=1))
     elif result.failure and (result.outcome == "failed" or not args.quiet):
         _tell_failure(result, result.failure)
     if not args.json and not args.quiet:
         report.say(_summary(result, results))
-    sys.stdout.flush()
     return result.status
 
 

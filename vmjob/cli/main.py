@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -47,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; returns the exit status. Every error a user can cause is one line, a hint and its status."""
+    from vmjob.slot.signals import Signals
+
+    _open_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     command: Optional[list[str]] = None
     if "--" in words:  # what follows is the program's own, and no option of ours
@@ -56,27 +60,41 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         args = parser().parse_args(words)
         args.command = command
         _logging(getattr(args, "verbose", 0))
-        status: int = args.handler(args)
+        with Signals():  # a signal is an error like any other: what was begun is undone
+            status: int = args.handler(args)
+        sys.stdout.flush()
+        return status
     except VmjobError as error:
         return tell(error, "--json" in words)
-    except KeyboardInterrupt:
-        print("vmjob: interrupted", file=sys.stderr)
-        return 225
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our list has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    return status
+    except OSError as error:
+        from vmjob.outcome import failure_from_os
+
+        return tell(failure_from_os(error), "--json" in words)
+
+
+def _open_streams() -> None:
+    """Closed standard streams would make our own files take their numbers, and every print fail."""
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
 
 
 def tell(error: VmjobError, json: bool = False) -> int:
     """Print one error for people (and as JSON for programs); returns its exit status."""
-    print(f"vmjob: {error.message}", file=sys.stderr)
+    from vmjob.cli.report import say, show
+
+    say(error.message)
     if error.hint:
-        print(f"vmjob: → {error.hint}", file=sys.stderr)
+        say(f"→ {error.hint}")
     if json:
         import json as codec
 
-        print(codec.dumps({"failure": {"kind": error.kind, "message": error.message, "hint": error.hint,
+        show(codec.dumps({"failure": {"kind": error.kind, "message": error.message, "hint": error.hint,
                                        "status": error.status, "transient": error.transient}}))
     return error.status
 

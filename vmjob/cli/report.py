@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
 import time
 from typing import Any, Optional
 
@@ -39,16 +41,18 @@ def _terminal() -> tuple[int, int]:
     return min(columns or 80, 100), lines or 24
 
 
+def write_all(descriptor: int, data: bytes) -> None:
+    """Straight to the descriptor: a Python stream that somebody waits in could not be closed at our end."""
+    with contextlib.suppress(BrokenPipeError):  # whoever read us has seen enough; the job goes on
+        while data:
+            data = data[os.write(descriptor, data):]
+
+
 class _Output(Reporter):
     """Passes the program's own output on, exactly, to where a program's output goes."""
 
     def output(self, stream: str, data: bytes) -> None:
-        out = sys.stdout.buffer if stream == "stdout" else sys.stderr.buffer
-        try:
-            out.write(data)
-            out.flush()
-        except BrokenPipeError:  # whoever read us has seen enough; the job goes on
-            return
+        write_all(1 if stream == "stdout" else 2, data)
 
 
 class PlainReporter(_Output):
@@ -68,6 +72,7 @@ class TerminalReporter(PlainReporter):
         self._stage = ""
         self._since = 0.0
         self._bar: Optional[_TqdmBar] = None
+        self._lock = threading.RLock()  # the program's output comes from threads of its own
 
     def stage_started(self, name: str) -> None:
         self._stage, self._since = name, time.monotonic()
@@ -78,8 +83,14 @@ class TerminalReporter(PlainReporter):
 
     def tick(self, percent: Optional[int] = None) -> None:
         elapsed = time.monotonic() - self._since
-        if elapsed < 1:
+        if elapsed < 1 or not self._lock.acquire(blocking=False):
             return
+        try:
+            self._draw(percent, elapsed)
+        finally:
+            self._lock.release()
+
+    def _draw(self, percent: Optional[int], elapsed: float) -> None:
         if self._bar is None:
             known = "{desc} {bar:30} {percentage:3.0f}% {elapsed}"
             self._bar = _TqdmBar(elapsed, desc=f"vmjob: {self._stage:<9}", total=100 if percent is not None else None,
@@ -87,12 +98,13 @@ class TerminalReporter(PlainReporter):
             self._has_percent = percent is not None
         if percent is not None and not self._has_percent:
             self._clear()
-            self.tick(percent)
+            self._draw(percent, elapsed)
         else:
             self._bar.set(percent or 0)
 
     def output(self, stream: str, data: bytes) -> None:
-        self._clear()  # a half-drawn bar must not share a line with the program
+        with self._lock:
+            self._clear()  # a half-drawn bar must not share a line with the program
         super().output(stream, data)
 
     def bar(self, name: str, total: Optional[float], unit: str = "B") -> Bar:
@@ -100,6 +112,10 @@ class TerminalReporter(PlainReporter):
         return _TqdmBar(desc=f"vmjob: {name}", total=total, unit=unit, unit_scale=True, unit_divisor=1024, delay=1)
 
     def _clear(self) -> None:
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
         if self._bar is not None:
             self._bar.__exit__()
             self._bar = None
@@ -113,8 +129,7 @@ class JsonReporter(Reporter):
     """stdout belongs to the JSON document; the program's output goes to stderr."""
 
     def output(self, stream: str, data: bytes) -> None:
-        sys.stderr.buffer.write(data)
-        sys.stderr.buffer.flush()
+        write_all(2, data)
 
 
 def choose(quiet: bool = False, json: bool = False) -> Reporter:
@@ -127,5 +142,14 @@ def choose(quiet: bool = False, json: bool = False) -> Reporter:
 
 
 def say(text: str) -> None:
-    """A line of ours among the program's output."""
-    print(f"vmjob: {text}", file=sys.stderr, flush=True)
+    """A line of ours among the program's output; strangers' names in it cannot steer a terminal."""
+    with contextlib.suppress(OSError):  # nobody listens any more: the run and its status go on
+        print(f"vmjob: {''.join(c if c.isprintable() else chr(0xfffd) for c in text)}", file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """The answer of a verb whose status must survive a reader that has gone."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

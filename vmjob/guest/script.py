@@ -65,4 +65,4 @@ def control_lines(job: Job, user: str, granted: Granted, slot: Slot, now: int, s
     for name, text in files.items():
         lines.append(f"file {name}")
         lines.extend("|" + line for line in text.removesuffix("\n").split("\n") if text)
-    return "".join(line + "\n" for line in [*lines, "go"]).encode()
+    return "".join(line + "\n" for line in [*lines, "go"]).encode("utf-8", "surrogateescape")

@@ -10,16 +10,20 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
-from vmjob.errors import AgentFailed, BootFailed, GuestHung, GuestVanished, KernelPanic, VmjobError
+from vmjob.errors import AgentFailed, BootFailed, GuestHung, GuestVanished, HostError, KernelPanic, VmjobError
 from vmjob.guest.channel import Channel, State, clean
+from vmjob.guest.courier import Courier
 from vmjob.progress import Reporter
 
 _CONSOLE_CAP = 4 * 2**20  # a guest can print for ever; its log may not grow for ever
 _TAIL = 16 * 1024
+_FROZEN = 3.0  # seconds; a wait of one second that takes this long means that the batch system froze the slot
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+_NO_PCI = b"PCI: Fatal: No config space access"  # every kernel says so on microvm, and it would read as the cause
 _PANIC = b"Kernel panic - not syncing"
 
 
@@ -33,7 +37,6 @@ class Session:
     def __init__(self, reporter: Reporter, console_log: Path, silence: float) -> None:
         self.channel = Channel()
         self.paused = False
-        self.bytes_out = 0
         self._reporter = reporter
         self._console_log = console_log
         self._silence = silence
@@ -52,8 +55,8 @@ class Session:
         self._writers = [stream[1] for stream in (control, stdout, stderr, console)]
         console_task = asyncio.ensure_future(self._read_console(console[0]))
         self._tasks = [
-            asyncio.ensure_future(self._pump(stdout[0], lambda data: self._output("stdout", data))),
-            asyncio.ensure_future(self._pump(stderr[0], lambda data: self._output("stderr", data))),
+            asyncio.ensure_future(self._read_output("stdout", stdout[0])),
+            asyncio.ensure_future(self._read_output("stderr", stderr[0])),
             console_task,
             asyncio.ensure_future(self._read_control(control[0], console_task)),
         ]
@@ -69,7 +72,10 @@ class Session:
                 raise BootFailed(f"the guest did not say hello within {timeout:.0f} s",
                                  "see the end of the console in result.json; a slower machine needs a larger "
                                  "VMJOB_BOOT_TIMEOUT")
+            before = time.monotonic()
             await self._wait(min(left, 1.0))
+            if self.paused:
+                deadline += time.monotonic() - before
 
     async def send(self, lines: bytes) -> None:
         """Send lines to the agent. Where nobody is left to hear them, the waits say so."""
@@ -94,7 +100,10 @@ class Session:
             if quiet <= 0:
                 raise GuestHung(f"the guest gave no sign of life for {self._silence:.0f} s",
                                 "its kernel hangs or the node is overloaded; see the console in result.json")
+            before = time.monotonic()
             await self._wait(min(left, quiet, 1.0))
+            if time.monotonic() - before > _FROZEN:
+                self._heard = time.monotonic()  # we stood still ourselves, and most likely the guest with us
         return True
 
     async def close(self) -> None:
@@ -121,7 +130,7 @@ class Session:
     @property
     def console_tail(self) -> tuple[str, ...]:
         """The last lines of the guest's console, made fit for printing."""
-        return tuple(clean(line) for line in self._tail.splitlines()[-40:])
+        return tuple(clean(line) for line in self._tail.splitlines() if _NO_PCI not in line)[-40:]
 
     # ------------------------------------------------------------ reading
 
@@ -137,13 +146,14 @@ class Session:
         if self._failure is not None:
             raise self._failure
 
-    async def _pump(self, reader: asyncio.StreamReader, take: Callable[[bytes], None]) -> None:
+    async def _read_output(self, stream: str, reader: asyncio.StreamReader) -> None:
+        courier = Courier(partial(self._reporter.output, stream))
         while data := await _read(reader):
-            take(data)
-
-    def _output(self, stream: str, data: bytes) -> None:
-        self.bytes_out += len(data)
-        self._reporter.output(stream, data)
+            try:
+                await courier.deliver(data)
+            except OSError as refused:  # a full disk under our own stdout; what follows is dropped, not waited for
+                self.fail(HostError(f"the program's {stream} cannot be written: {refused.strerror}",
+                                    "free space where it goes, or send it elsewhere"))
 
     async def _read_control(self, reader: asyncio.StreamReader, console: Awaitable[None]) -> None:
         def take(data: bytes) -> None:
@@ -154,7 +164,8 @@ class Session:
                 self.fail(failure)
             self._news.set()
 
-        await self._pump(reader, take)
+        while data := await _read(reader):
+            take(data)
         if self.channel.state < State.BYE:
             await asyncio.wait([asyncio.ensure_future(console)], timeout=1)  # a panic's last words explain it
             self.fail(GuestVanished("the guest ended without telling a result",
@@ -166,8 +177,9 @@ class Session:
         with self._console_log.open("wb") as log:
             while data := await _read(reader):
                 self._tail = (self._tail + data)[-_TAIL:]
-                log.write(data[:max(0, _CONSOLE_CAP - written)])
-                log.flush()
+                with suppress(OSError):  # a log that does not fit is no reason to lose the run
+                    log.write(data[:max(0, _CONSOLE_CAP - written)])
+                    log.flush()
                 written += len(data)
                 if _PANIC in self._tail and self.channel.state < State.BYE:
                     words = self._tail[self._tail.index(_PANIC):].splitlines()[0]

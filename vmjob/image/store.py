@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fcntl
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,8 @@ class Store:
                 if file.role == "disk" and source.exists():
                     formats.check_header(source, file.format, file.virtual_size)
                 self.blobs.take(source, file.sha256, file.size, bar=bar)
-            self._write(f"images/{_hex(manifest)}.yaml", manifests.dump(manifest))
+            document = manifests.to_document(manifest)  # as JSON, which is YAML too and read at once
+            self._write(f"images/{_hex(manifest)}.yaml", json.dumps(document, indent=1) + "\n")
             self._write(f"names/{manifest.name}", manifest.digest + "\n")
 
     def list(self) -> list[Manifest]:
