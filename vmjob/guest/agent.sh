@@ -85,7 +85,7 @@ open_channel() {
 
 # Everything about the job comes as lines: "file NAME" and then its lines, each behind "|"; "go" ends it.
 receive_job() {
-	rm -rf "$run"
+	[ ! -e "$run" ] || rm -rf "$run"
 	mkdir -p "$job/machinefeatures" "$job/jobfeatures"
 	epoch='' seed='' target=/dev/null
 	while :; do
@@ -120,7 +120,7 @@ make_user() {
 		return
 	fi
 	[ -d "$home" ] || home=$work
-	rm -rf "${work:?}"
+	[ ! -e "$work" ] || rm -rf "${work:?}"
 	mkdir -p "$work"
 	chown "$uid:$group" "$work"
 	# setpriv (util-linux) changes the user without a process in between; busybox's cannot, its su does
@@ -137,7 +137,7 @@ make_user() {
 user_sh() {
 	case $as_user in
 	'') exec "$session" /bin/sh "$1" ;;
-	su) exec "$session" su -s /bin/sh "$user" -c "exec /bin/sh $1" ;;
+	su) exec "$session" su -s /bin/sh "$user" -c ". $1" ;;
 	*) exec "$session" $as_user /bin/sh "$1" ;;
 	esac
 }
@@ -166,9 +166,8 @@ run_program() {
 		echo 'export HOME USER LOGNAME SHELL TMPDIR MACHINEFEATURES JOBFEATURES VMJOB_WORK VMJOB_BOOT VMJOB_PROGRESS'
 		echo 'unset NOTIFY_SOCKET INVOCATION_ID JOURNAL_STREAM'
 		echo "cd $work || exit 126"
-		cat "$job/job.sh"
+		echo ". $job/job.sh"
 	} >"$run/program.sh"
-	chmod -R a+rX "$run"
 	[ ! -e "$job/script" ] || chmod 755 "$job/script"
 	say started
 	# In the foreground: a shell starts background commands with SIGINT ignored.
