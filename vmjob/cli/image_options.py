@@ -34,7 +34,8 @@ def add_verbs(verbs: Any) -> None:
 
     add = _verb(nouns, "import", "take a disk image that exists",
                 "example:\n  vmjob image import debian-12-generic.qcow2 --name debian-12\n", "import_")
-    add.add_argument("file", metavar="FILE", help="qcow2, vmdk, vdi or vhdx, kept as it is; raw, packed as qcow2; or a manifest.yaml")
+    add.add_argument("file", metavar="FILE",
+                     help="qcow2, vmdk, vdi or vhdx, kept as it is; raw, packed as qcow2; or a manifest.yaml")
     add.add_argument("--name", metavar="NAME", help="name in the store (default: the file's)")
     add.add_argument("--firmware", choices=("bios", "uefi"), help="how it boots (default: read from its partitions)")
     add.add_argument("--user", metavar="NAME", default=None, help="who runs programs in the guest (default: vmjob)")
