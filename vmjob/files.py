@@ -6,13 +6,16 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
+from vmjob.progress import Bar
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_CHUNK = 16 * 2**20
+_CHUNK = 16 * 2**20  # copied in the kernel
+CHUNK = 2 * 2**20  # read into memory
 _FICLONE = 0x40049409
 Advance = Callable[[float], None]
 
@@ -136,7 +139,7 @@ def place(source: Path, target: Path) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         made = os.open(target, flags, 0o644)
         try:
-            if _reflink(origin.fileno(), made):
+            if reflink(origin.fileno(), made):
                 return
             with suppress(OSError):
                 spare = target.with_name(f".{target.name}.link")
@@ -150,7 +153,8 @@ def place(source: Path, target: Path) -> None:
             os.close(made)
 
 
-def _reflink(source: int, target: int) -> bool:
+def reflink(source: int, target: int) -> bool:
+    """Let the open file ``target`` share the blocks of ``source``, where the file system can."""
     import fcntl
 
     try:
@@ -160,17 +164,34 @@ def _reflink(source: int, target: int) -> bool:
     return True
 
 
-def sha256_of(path: Path, advance: Advance = _quiet) -> str:
-    """SHA-256 of a file's bytes in hexadecimal. Raises OSError."""
-    digest, buffer = hashlib.sha256(), bytearray(2**20)
-    view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
+def chunks(path: Path, bar: Optional[Bar] = None) -> Iterator[memoryview]:
+    """The bytes of a file in large pieces, valid until the next one is asked for; the next is read while the
+    caller works on this one, so that hashing is as fast as hashing memory."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    buffers = [bytearray(CHUNK), bytearray(CHUNK)]
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as reader:
+        with suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        turn, pending = 0, reader.submit(file.readinto, buffers[0])
         while True:
-            count = file.readinto(buffer)
+            count = pending.result() or 0
             if not count:
-                return digest.hexdigest()
-            digest.update(view[:count])
-            advance(count)
+                return
+            ready, turn = buffers[turn], 1 - turn
+            pending = reader.submit(file.readinto, buffers[turn])
+            yield memoryview(ready)[:count]
+            if bar:
+                bar.advance(count)
+
+
+def hash_file(path: Path, bar: Optional[Bar] = None) -> tuple[str, int]:
+    """SHA-256 as hexadecimal digits, and the size in bytes."""
+    digest, size = hashlib.sha256(), 0
+    for chunk in chunks(path, bar):
+        digest.update(chunk)
+        size += len(chunk)
+    return digest.hexdigest(), size
 
 
 def real_kind(path: Path) -> Optional[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from vmjob.errors import HostError, Interrupted, ScratchFull, VmjobError, WalltimeOver
+from vmjob.files import FULL
 from vmjob.model import AccelChoice, Boot, Failure, Granted, Job, Payload, QemuInfo, Result, Slot
 from vmjob.progress import Reporter, Stages
 
@@ -103,7 +103,7 @@ def _signal(status: Optional[int]) -> Optional[int]:
 def failure_from_os(error: OSError) -> VmjobError:
     """An operating system's refusal as a named failure."""
     where = f": {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return ScratchFull(f"the disk of this node is full{where}",
                            "free space there, or name another folder: --scratch")
     named = HostError(f"{error.strerror or error}{where}", "check the permissions of the folder and that it exists")

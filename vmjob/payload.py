@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from vmjob.errors import ImageMissing, JobError
-from vmjob.files import sha256_of
+from vmjob.files import hash_file
 from vmjob.manifests import manifest_from_dict, manifest_to_dict
 from vmjob.model import Accel, Boot, Input, Job, Network, Payload, Resources
 
@@ -32,7 +32,7 @@ def payload_document(payload: Payload) -> dict[str, Any]:
     }
     archive = payload.input_archive
     if archive is not None:
-        body["input"] = {"name": INPUT, "size": archive.stat().st_size, "sha256": sha256_of(archive)}
+        body["input"] = {"name": INPUT, "size": archive.stat().st_size, "sha256": hash_file(archive)[0]}
     return body
 
 
@@ -74,7 +74,7 @@ def _input(folder: Path, body: dict[str, Any], where: Path, verify: bool) -> Pat
     archive: Path = folder / body["name"]
     try:
         size = archive.stat().st_size
-        if size == body["size"] and (not verify or sha256_of(archive) == body["sha256"]):
+        if size == body["size"] and (not verify or hash_file(archive)[0] == body["sha256"]):
             return archive
     except OSError as unreadable:
         raise JobError(f"{archive}: {unreadable.strerror}, and {where.name} names it: corrupted payload", _AGAIN) \

@@ -33,7 +33,7 @@ def plan(job: Job, scratch: Path, base: Path = Path()) -> dict[str, Any]:
     code = firmware.find_uefi().code if boot is Boot.DISK and manifest.firmware == "uefi" else ""
     files = compose.RunFiles(paths, "in.tar" if job.inputs else "")
     spec = compose.compose(job, manifest, granted, qemu, accel, files, link, code,
-                           probe.host_khz() or 0 if accel.name == "tcg" else 0)
+                           probe.host_khz() if accel.name == "tcg" else 0)
     return {
         "payload": payload_document(Payload(job, manifest, paths)),
         "limits": {"cpus": granted.cpus, "memory": granted.memory, "disk": granted.disk, "walltime": granted.walltime,

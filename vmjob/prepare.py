@@ -47,6 +47,6 @@ def prepare(this: Run, image: Image, folder: Path, stack: ExitStack) -> tuple[Vm
         if manifest.firmware == "uefi":
             code, variables = firmware.find_uefi()
             shutil.copyfile(variables, folder / files.firmware_vars)
-    khz = probe.host_khz() or 0 if this.accel.name == "tcg" else 0
+    khz = probe.host_khz() if this.accel.name == "tcg" else 0
     return compose.compose(this.job, manifest, this.granted, this.qemu, this.accel, files, link, code, khz,
                            this.attempts), link

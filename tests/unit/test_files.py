@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmjob.files import copy_sparse, place, remove_tree, sha256_of
+from vmjob.files import copy_sparse, hash_file, place, remove_tree
 
 pytestmark = pytest.mark.unit
 
@@ -62,5 +62,5 @@ def test_place(tmp_path: Path) -> None:
     assert (tmp_path / "b").read_bytes() == b"bytes" and not (tmp_path / "b").is_symlink()
     with pytest.raises(FileExistsError):
         place(tmp_path / "a", tmp_path / "b")
-    assert sha256_of(tmp_path / "a") == sha256_of(tmp_path / "b")
+    assert hash_file(tmp_path / "a") == hash_file(tmp_path / "b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "l"]

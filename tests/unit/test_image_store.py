@@ -17,9 +17,10 @@ import pytest
 
 from vmjob import config
 from vmjob.errors import ImageCorrupt, ImageError, ImageMissing
+from vmjob.files import hash_file
 from vmjob.image import blobs as blobs_module
 from vmjob.image import importer, manifest
-from vmjob.image.blobs import Blobs, copy_file, hash_file
+from vmjob.image.blobs import Blobs, copy_file
 from vmjob.image.store import Store
 from vmjob.model import Boot, ImageFile, Manifest
 from vmjob.progress import Bar, Reporter

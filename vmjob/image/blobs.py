@@ -20,11 +20,8 @@ from typing import Optional
 
 from vmjob import config
 from vmjob.errors import ImageCorrupt, ImageMissing, ScratchFull
+from vmjob.files import CHUNK, FULL, chunks, hash_file, reflink
 from vmjob.progress import Bar
-from vmjob.units import MIB
-
-_CHUNK = 2 * MIB
-_FICLONE = 0x40049409
 
 
 class Blobs:
@@ -80,7 +77,7 @@ class Blobs:
                                    "fetch the image again") from missing
             except OSError as error:
                 temporary.unlink(missing_ok=True)
-                if error.errno in (28, 122):  # no space, no quota
+                if error.errno in FULL:
                     raise ScratchFull(f"{self.root}: no space for {source.name}",
                                       "make room there, or set VMJOB_CACHE to a larger disk") from error
                 raise
@@ -171,46 +168,13 @@ def _expect(path: Path, found: tuple[str, int], sha256: str, size: int) -> None:
                            "the bytes changed on the way: fetch or build the image again")
 
 
-def chunks(path: Path, bar: Optional[Bar] = None) -> Iterator[memoryview]:
-    """The bytes of a file in large pieces, valid until the next one is asked for; the next is read while the
-    caller works on this one, so that hashing is as fast as hashing memory."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    buffers = [bytearray(_CHUNK), bytearray(_CHUNK)]
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as reader:
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        turn, pending = 0, reader.submit(file.readinto, buffers[0])
-        while True:
-            count = pending.result() or 0
-            if not count:
-                return
-            ready, turn = buffers[turn], 1 - turn
-            pending = reader.submit(file.readinto, buffers[turn])
-            yield memoryview(ready)[:count]
-            if bar:
-                bar.advance(count)
-
-
-def hash_file(path: Path, bar: Optional[Bar] = None) -> tuple[str, int]:
-    """SHA-256 as hexadecimal digits, and the size in bytes."""
-    digest, size = hashlib.sha256(), 0
-    for chunk in chunks(path, bar):
-        digest.update(chunk)
-        size += len(chunk)
-    return digest.hexdigest(), size
-
-
 def copy_file(source: Path, target: Path, bar: Optional[Bar] = None, *, durable: bool = False) -> tuple[str, int]:
     """Copy (blocks shared where the file system can, holes kept) and hash what was copied: digits and size."""
     with target.open("wb", buffering=0) as out, source.open("rb") as file:
         os.fchmod(out.fileno(), 0o444)
-        try:
-            fcntl.ioctl(out.fileno(), _FICLONE, file.fileno())
+        if reflink(file.fileno(), out.fileno()):
             return hash_file(target, bar)
-        except OSError:
-            pass
-        digest, size, zeros = hashlib.sha256(), 0, bytes(_CHUNK)
+        digest, size, zeros = hashlib.sha256(), 0, bytes(CHUNK)
         for chunk in chunks(source, bar):
             digest.update(chunk)
             size += len(chunk)

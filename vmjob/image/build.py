@@ -17,7 +17,8 @@ from pathlib import Path
 
 from vmjob import process
 from vmjob.errors import BuildFailed, CommandFailed, HostError
-from vmjob.image import blobs, debian, ext4, guestfiles, manifest, micro, pip, qcow2
+from vmjob.files import hash_file
+from vmjob.image import debian, ext4, guestfiles, manifest, micro, pip, qcow2
 from vmjob.image import recipe as recipes
 from vmjob.image.recipe import Recipe
 from vmjob.model import Boot, ImageFile, Manifest
@@ -131,7 +132,7 @@ def _compress(raw: Path, target: Path, size: int) -> ImageFile:
     temporary = target.with_name(f".{target.name}")
     qcow2.pack(raw, temporary)
     temporary.replace(target)
-    sha256, length = blobs.hash_file(target)
+    sha256, length = hash_file(target)
     return ImageFile("disk", target.name, "qcow2", length, sha256, size)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.errors import ImageError, ImageRefused
-from vmjob.image import blobs, formats, qcow2
+from vmjob.files import hash_file
+from vmjob.image import formats, qcow2
 from vmjob.image.store import Store
 from vmjob.model import Boot, ImageFile, Manifest
 from vmjob.progress import Reporter
@@ -39,7 +40,7 @@ def import_disk(file: Path, name: str, store: Store, firmware: Optional[str] = N
         if info.format == "raw":
             file, info = _packed(file, store.root, stack), replace(info, format="qcow2")
         with reporter.bar(f"read {source}", file.stat().st_size) as bar:
-            sha256, size = blobs.hash_file(file, bar)
+            sha256, size = hash_file(file, bar)
         disk = ImageFile("disk", f"disk.{info.format}", info.format, size, sha256, info.virtual_size)
         made = Manifest(name, (disk,), (Boot.DISK,), firmware=firmware, user=user or Manifest.user,
                         needs_memory=needs_memory, description=description, sources=(source,))

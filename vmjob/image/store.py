@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.errors import ImageCorrupt, ImageError, ImageMissing, ScratchFull
+from vmjob.files import hash_file
 from vmjob.image import formats
 from vmjob.image import manifest as manifests
-from vmjob.image.blobs import Blobs, hash_file
+from vmjob.image.blobs import Blobs
 from vmjob.model import Image, ImageFile, Manifest
 from vmjob.progress import Bar, Reporter
 

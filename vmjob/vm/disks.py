@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 from vmjob import process
 from vmjob.errors import CommandFailed, HostError, ScratchFull
+from vmjob.files import FULL
 
 
 def create_overlay(path: Path, backing: Path, backing_format: str, size: int) -> None:
@@ -30,7 +30,7 @@ def create_output_disk(path: Path, size: int) -> None:
         with path.open("wb") as file:
             file.truncate(-(-size // 512) * 512)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise ScratchFull(f"no space for the output disk {path}", "free space in the scratch folder") from error
         raise HostError(f"{path}: cannot make the output disk: {error.strerror}",
                         "its file system must allow files of that size; ask for less in resources.disk") from error

@@ -202,10 +202,6 @@ class Machine:
     async def resume(self) -> None:
         await self._execute("cont")
 
-    async def powerdown(self) -> None:
-        """Press the power button; the guest may or may not listen."""
-        await self._execute("system_powerdown")
-
     async def quit(self) -> None:
         """End QEMU at once, when the guest has said and written all. ``stop`` still comes after it.
 
