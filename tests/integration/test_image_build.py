@@ -91,7 +91,7 @@ def test_real_disks_whole_and_cut_short(tmp_path: Path, options: list[str], suff
 @pytest.mark.parametrize("options", [
     ["-f", "qcow2", "-b", "raw", "-F", "raw"], ["-f", "qcow2", "-o", "data_file=other"],
     ["-f", "vmdk", "-o", "subformat=monolithicFlat"], ["-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse"],
-    ["-f", "qcow2", "--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s"]])
+    ["-f", "qcow2", "--object", "secret,id=s,data=x", "-o", "encrypt.format=aes,encrypt.key-secret=s"]])
 def test_real_disks_with_references_are_refused(tmp_path: Path, options: list[str]) -> None:
     need("qemu-img")
     (tmp_path / "raw").write_bytes(bytes(2**20))
