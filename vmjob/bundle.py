@@ -197,8 +197,10 @@ def _check_target(target: Path) -> None:
         raise JobError(f"{target} is there and is no folder", "give another name, or FILE.tar to get one file")
     with claim(target):  # not while a job runs in it
         pass
-    if any(target.iterdir()) and not (target / NAME).is_file():
-        raise JobError(f"{target} is a folder with something else than a payload in it",
+    # results of a run by hand, or anything else that is somebody's, is not ours to replace
+    other = sorted({path.name for path in target.iterdir()} - {WRAPPER, PYZ, NAME, INPUT, "image"})
+    if other:
+        raise JobError(f"{target} is a folder with something else than a payload in it, such as {other[0]}",
                        "give another name, or empty it")
 
 

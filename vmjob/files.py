@@ -17,6 +17,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK = 16 * 2**20  # copied in the kernel
 CHUNK = 2 * 2**20  # read into memory
 _FICLONE = 0x40049409
+# What vmjob itself writes among the results of a job.
+RESULT_FILES = ("result.json", "console.log")
 Advance = Callable[[float], None]
 
 

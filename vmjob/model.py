@@ -1,5 +1,4 @@
 """The words of the project as typed, frozen values. No I/O here; every folder may import this."""
-
 from __future__ import annotations
 
 import hashlib
@@ -8,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Optional
+
+from vmjob.errors import JobError
 
 
 class Accel(str, Enum):
@@ -131,6 +132,10 @@ class Job:
     user: str = ""
     boot: Optional[Boot] = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.command, str):  # it would be taken letter by letter
+            raise JobError("a Job's command is a sequence of words, not one string", 'command=("echo", "hello")')
+
 
 @dataclass(frozen=True)
 class Payload:
@@ -142,9 +147,6 @@ class Payload:
     image_files: dict[str, Path]
     input_archive: Optional[Path] = None
 
-
-# What vmjob itself writes among the results of a job.
-RESULT_FILES = ("result.json", "console.log")
 
 # Bytes that QEMU's emulation keeps translated code in; left alone it takes up to a GiB beside the guest.
 TCG_BUFFER = 256 * 2**20

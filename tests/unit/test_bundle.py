@@ -116,9 +116,13 @@ def test_pack_into_a_folder(tmp_path: Path, payload: Payload) -> None:
     for role, path in again.image_files.items():
         assert path.read_bytes() == payload.image_files[role].read_bytes()
     assert (target / "vmjob-wrapper.sh").stat().st_mode & 0o111
-    (target / "stale").touch()
+    (target / "image" / "stale").touch()
     bundle.pack(payload, target, Reporter())  # an older payload is replaced as a whole
-    assert not (target / "stale").exists() and list(target.parent.iterdir()) == [target]
+    assert not (target / "image" / "stale").exists() and list(target.parent.iterdir()) == [target]
+    (target / "result.json").touch()  # of a run by hand: somebody's, and not ours to remove
+    with pytest.raises(JobError, match="result.json"):
+        bundle.pack(payload, target, Reporter())
+    assert (target / "result.json").exists()
 
 
 def test_pack_into_a_file(tmp_path: Path, payload: Payload) -> None:

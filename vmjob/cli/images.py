@@ -77,6 +77,8 @@ def list_(args: argparse.Namespace) -> int:
         return 0
     if not images:
         report.say(f"the store {config.store_dir()} is empty; vmjob image micro makes a first image")
+    if any(one.digest not in named for one in images):
+        report.say("- is an image whose name means a newer one by now: vmjob image rm DIGEST removes it")
     for one in images:
         boots = ",".join(boot.value for boot in one.boot)
         # a name means the image that was added last; the older ones are still there by their digest

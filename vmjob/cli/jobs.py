@@ -15,6 +15,8 @@ from vmjob.errors import JobError, VmjobError
 from vmjob.model import Failure, Job, Result
 from vmjob.units import format_duration, format_size
 
+_CONSOLE_TELLS = ("BootFailed", "KernelPanic", "GuestHung", "GuestVanished", "AgentFailed")
+
 
 def run(args: argparse.Namespace) -> int:
     """``vmjob run``: this machine is the slot."""
@@ -81,8 +83,23 @@ def job_of(args: argparse.Namespace) -> tuple[Job, Path]:
     where, name, base = "command line", "job", Path()
     if args.job:
         path = Path(args.job)
+        if not path.exists() and path.suffix not in (".yaml", ".yml", ".json"):
+            raise JobError(f"{path}: there is no such job file",
+                           f"a program goes after --, as in: vmjob run --image micro -- {path}")
         document, where, base = dict(load_yaml(path, "job")), str(path), path.parent
         name = name_from(path)
+    _lay_options_over(document, args)
+    if not document.get("image"):
+        raise JobError(f"{where}: no image is named", "add --image micro (vmjob image list shows what there is)")
+    if not document.get("command") and not document.get("script"):
+        raise JobError(f"{where}: no program is named", "write it after --, as in: vmjob run --image micro -- uname -a")
+    job = job_from(check(document, "job", where), where, name)
+    more_in = tuple(parse_input(_from_here(text, base), f"--input {text}") for text in args.input)
+    more_out = tuple(check_output(glob, "--output") for glob in args.output)
+    return replace(job, inputs=job.inputs + more_in, outputs=job.outputs + more_out), base
+
+
+def _lay_options_over(document: dict[str, Any], args: argparse.Namespace) -> None:
     for key in ("image", "name", "accel", "network", "user", "boot"):
         if getattr(args, key) is not None:
             document[key] = getattr(args, key)
@@ -97,14 +114,6 @@ def job_of(args: argparse.Namespace) -> tuple[Job, Path]:
             raise JobError("there is no program after --", "vmjob run --image micro -- uname -a")
         document.pop("script", None)
         document["command"] = args.command
-    if not document.get("image"):
-        raise JobError(f"{where}: no image is named", "add --image micro (vmjob image list shows what there is)")
-    if not document.get("command") and not document.get("script"):
-        raise JobError(f"{where}: no program is named", "write it after --, as in: vmjob run --image micro -- uname -a")
-    job = job_from(check(document, "job", where), where, name)
-    more_in = tuple(parse_input(_from_here(text, base), f"--input {text}") for text in args.input)
-    more_out = tuple(check_output(glob, "--output") for glob in args.output)
-    return replace(job, inputs=job.inputs + more_in, outputs=job.outputs + more_out), base
 
 
 def _from_here(text: str, base: Path) -> str:
@@ -149,7 +158,8 @@ def _tell(result: Result, results: Optional[Path], args: argparse.Namespace) -> 
 
 
 def _tell_failure(result: Result, failure: Failure) -> None:
-    for line in result.console_tail[-8:]:
+    # what the kernel says while it powers off in order explains nothing
+    for line in result.console_tail[-8:] if failure.kind in _CONSOLE_TELLS else ():
         report.say(f"console: {line}")
     report.say(f"{failure.stage}: {failure.message}")
     if failure.hint:

@@ -29,7 +29,10 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong like every other error; argparse's own status 2 would look like the program's."""
 
     def error(self, message: str) -> NoReturn:
-        raise JobError(message, f"{self.prog} --help shows the options")
+        hint = f"{self.prog} --help shows the options"
+        if message.startswith("unrecognized"):
+            hint += "; a program and its arguments go after --"
+        raise JobError(message, hint)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,6 +59,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if "--" in words:  # what follows is the program's own, and no option of ours
         cut = words.index("--")
         words, command = words[:cut], words[cut + 1:]
+    if not words:
+        parser().print_help()
+        return JobError.status
     try:
         args = parser().parse_args(words)
         args.command = command

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.errors import OutputRefused, OutputTooLarge, ScratchFull, SlotError
-from vmjob.files import FULL, Advance, copy_sparse, real_kind, remove_tree
-from vmjob.model import RESULT_FILES
+from vmjob.files import FULL, RESULT_FILES, Advance, copy_sparse, real_kind, remove_tree
 from vmjob.progress import Reporter
 from vmjob.stage.tar import Member, read_members
 from vmjob.units import format_size
