@@ -1,4 +1,5 @@
 """The words of the project as typed, frozen values. No I/O here; every folder may import this."""
+
 from __future__ import annotations
 
 import hashlib
@@ -18,8 +19,7 @@ class Accel(str, Enum):
 
 
 class Network(str, Enum):
-    """``nat``: the guest reaches out, nobody reaches in. ``isolated``: a network card that leads
-    nowhere. ``none``: no network card."""
+    """``nat``: the guest reaches out, nobody reaches in. ``isolated``: a card that leads nowhere. ``none``: no card."""
 
     NAT = "nat"
     ISOLATED = "isolated"
