@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmjob.errors import ImageError, JobError
+from vmjob.errors import JobError
 from vmjob.model import AccelChoice, Boot, Granted, Job, Manifest, QemuInfo, VmSpec
 from vmjob.units import parse_duration
 from vmjob.vm import cmdline
@@ -58,10 +58,7 @@ def compose(job: Job, manifest: Manifest, granted: Granted, qemu: QemuInfo, acce
     """The machine of one run. ``firmware_code``: for an image that boots by UEFI; ``link``: from vm.net;
     ``host_khz``: from vm.probe, for emulation; ``attempt``: which boot of this run it is."""
     boot = boot_method(job, manifest)
-    disk, kernel = manifest.file("disk"), manifest.file("kernel")
-    if boot is not Boot.DISK and kernel is None:
-        raise ImageError(f"{manifest.name}: manifest.yaml: files: the boot method {boot.value} needs a kernel",
-                         "rebuild the image, or list only boot: [disk]")
+    disk = manifest.file("disk")  # what each boot method needs is there, or the manifest was refused
     direct = boot is not Boot.DISK
     arguments = cmdline.kernel_arguments(boot, accel.name, manifest.cmdline, host_khz) if direct else ""
     if direct and link.netdev:
@@ -72,7 +69,7 @@ def compose(job: Job, manifest: Manifest, granted: Granted, qemu: QemuInfo, acce
         qemu=qemu.path, accel=accel.name, machine=cmdline.choose_machine(boot, qemu, accel.name, host_khz),
         cpus=granted.cpus, memory=granted.memory, boot=boot, name=f"vmjob-{job.name}",
         kernel=str(files.image["kernel"]) if direct else "",
-        initrd=str(files.image["initrd"]) if direct and "initrd" in files.image else "",
+        initrd=str(files.image["initrd"]) if direct else "",
         cmdline=arguments,
         firmware_code=firmware_code, firmware_vars=files.firmware_vars if firmware_code else "",
         overlay=files.overlay if disk else "", backing=str(files.image["disk"]) if disk else "",

@@ -61,7 +61,7 @@ class Run:
         """The Result as of now. If the program ran, its exit status is the job's, also when an output is
         missing besides; a run that was cut short is a failure whatever the program said in its last moment."""
         program = self.channel.exit_status if self.channel else None
-        failure = _failure(self.failure)
+        failure = failure_of(self.failure) if self.failure else None
         if program and not isinstance(self.failure, (Interrupted, WalltimeOver)):
             outcome, status = "program-failed", program
         elif failure:
@@ -83,9 +83,8 @@ class Run:
             started=round(self.started, 3), ended=round(time.time(), 3), host=socket.gethostname())
 
 
-def _failure(error: Optional[VmjobError]) -> Optional[Failure]:
-    if error is None:
-        return None
+def failure_of(error: VmjobError) -> Failure:
+    """What the result tells of an error."""
     return Failure(stage=error.stage or "stage", kind=error.kind, status=error.status, message=error.message,
                    hint=error.hint, transient=error.transient)
 
@@ -124,4 +123,4 @@ def keep_result(result: Result, folder: Path) -> Result:
         log.error("%s: result.json cannot be written: %s", folder, refused.strerror)
         failure = failure_from_os(refused)
         return result if result.failure else replace(result, outcome="failed", status=failure.status,
-                                                     failure=_failure(failure))
+                                                     failure=failure_of(failure))

@@ -17,7 +17,7 @@ def plan(job: Job, scratch: Path, base: Path = Path()) -> dict[str, Any]:
     from vmjob.guest.seed import agent_text, user_data
     from vmjob.image.store import Store
     from vmjob.payload import payload_document
-    from vmjob.slot.grant import OVERHEAD, OVERHEAD_TCG, grant
+    from vmjob.slot.grant import grant, overhead_of
     from vmjob.slot.limits import detect
     from vmjob.stage.collect import collect
     from vmjob.vm import firmware, net, probe
@@ -27,7 +27,7 @@ def plan(job: Job, scratch: Path, base: Path = Path()) -> dict[str, Any]:
     manifest, paths = Store(config.store_dir()).resolve(job.image)
     slot = detect(os.environ, scratch)
     qemu, accel = _remembered(job)
-    granted = grant(slot, job, manifest, OVERHEAD_TCG if accel.name == "tcg" else OVERHEAD)
+    granted = grant(slot, job, manifest, overhead_of(accel.name))
     link = net.plan(job.network, qemu)
     boot = compose.boot_method(job, manifest)
     code = firmware.find_uefi().code if boot is Boot.DISK and manifest.firmware == "uefi" else ""

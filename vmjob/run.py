@@ -65,7 +65,7 @@ def run(payload: Payload, slot: Slot, store: Store, *, results: Optional[Path] =
 
 
 def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack) -> None:
-    from vmjob.slot.grant import OVERHEAD, OVERHEAD_TCG, grant
+    from vmjob.slot.grant import grant, overhead_of
     from vmjob.slot.scratch import scratch
     from vmjob.supervise import Guest
     from vmjob.vm import probe
@@ -82,8 +82,7 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack) -> None:
     with this.stages.stage("probe"):
         this.qemu = probe.find_qemu()
         this.accel = probe.choose_accel(job.accel, this.qemu)
-        overhead = OVERHEAD_TCG if this.accel.name == "tcg" else OVERHEAD
-        this.granted = grant(this.slot, job, manifest, overhead)
+        this.granted = grant(this.slot, job, manifest, overhead_of(this.accel.name))
         this.reporter.note(f"accelerator {this.accel.name}: {this.accel.reason}")
     guest = stack.enter_context(Guest(this, image, folder, signals))
     with this.stages.stage("boot"):

@@ -6,7 +6,6 @@ The same files complete job.yaml and recipes in an editor; ``vmjob schema NAME``
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 from collections.abc import Callable
 from functools import cache
@@ -63,6 +62,8 @@ def _named_keys(document: Any, where: str, error: type[VmjobError]) -> None:
 
 def _explain(wrong: Any) -> tuple[str, str]:
     """One line for people, and the next action, from what the checker complains about."""
+    import difflib
+
     key = ".".join(str(part) for part in wrong.path[1:])
     at = f"{key}: " if key else ""
     if wrong.rule == "additionalProperties" and isinstance(wrong.value, dict):

@@ -143,14 +143,18 @@ class Guest:
         session.fail(await machine.broken())
 
     async def _watch_time(self) -> None:
-        """The walltime may be over before the guest has booted."""
+        """At the walltime the guest is told, and given GRACE; it may not even have booted by then."""
         import asyncio
 
-        limit = self._limit()
-        if limit is not None:
-            await asyncio.sleep(limit - time.monotonic())
-            if not self.stopped:
-                self._cut_short(_walltime_over())
+        granted = self.this.granted
+        if granted is None or granted.walltime is None:
+            return
+        # enough is kept back to end in order before the batch system ends us
+        kept = min(GRACE, max(3.0, granted.walltime * 0.1))
+        await asyncio.sleep(self.this.clock + granted.walltime - kept - time.monotonic())
+        if not self.stopped:
+            self._cut_short(WalltimeOver("the walltime is over", "ask for more (resources.walltime, --walltime), "
+                                         "or do less in one job"))
 
     async def _watch_disk(self, session: Session) -> None:
         """What the guest writes to its disks grows files here; the slot's limit is for all of them."""
@@ -188,20 +192,9 @@ class Guest:
             await self._machine.quit()
 
     async def _until(self, state: Any) -> bool:
-        """Wait for a state; at the walltime the guest is told, and given GRACE. False: it took too long."""
+        """Wait for a state. False: the guest was told that its time ends, and took too long."""
         assert self._session
-        while not await self._session.reached(state, self._limit):
-            if self.stopped:
-                return False
-            self._cut_short(_walltime_over())
-        return True
-
-    def _limit(self) -> Optional[float]:
-        granted = self.this.granted
-        if self._stop_by is not None or granted is None or granted.walltime is None:
-            return self._stop_by
-        # enough is kept back to end in order before the batch system ends us
-        return self.this.clock + granted.walltime - min(GRACE, max(3.0, granted.walltime * 0.1))
+        return await self._session.reached(state, lambda: self._stop_by)
 
     # ------------------------------------------------------------ signals
 
@@ -280,7 +273,3 @@ class Guest:
             self.this.cpu_seconds += machine.cpu_seconds
             self.this.peak_memory = max(self.this.peak_memory, machine.peak_memory)
             self.this.stop = machine.stopped_by
-
-
-def _walltime_over() -> WalltimeOver:
-    return WalltimeOver("the walltime is over", "ask for more (resources.walltime, --walltime), or do less in one job")

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 def slot_run(args: argparse.Namespace) -> int:
     """What the wrapper starts in a slot: the payload is beside it, the results go where the batch system looks."""
     from vmjob.image.store import Store
-    from vmjob.outcome import keep_result
+    from vmjob.outcome import failure_of, keep_result
     from vmjob.payload import read_payload
     from vmjob.run import run as walk
     from vmjob.slot.limits import detect
@@ -40,8 +40,7 @@ def slot_run(args: argparse.Namespace) -> int:
         payload = read_payload(Path(args.payload))
         slot = detect(os.environ, Path(args.scratch or os.environ.get("_CONDOR_SCRATCH_DIR") or "."))
     except VmjobError as error:
-        failure = Failure("stage", error.kind, error.status, error.message, error.hint, error.transient)
-        keep_result(Result(job="", outcome="failed", status=error.status, failure=failure), results)
+        keep_result(Result(job="", outcome="failed", status=error.status, failure=failure_of(error)), results)
         raise
     reporter = report.choose(args.quiet, args.json)
     result = walk(payload, slot, Store(config.cache_dir()), results=results, reporter=reporter)

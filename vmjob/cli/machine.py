@@ -15,12 +15,12 @@ _SIGNS = {"ok": ("ok     ", "32"), "warning": ("warning", "33"), "failure": ("FA
 
 def doctor(args: argparse.Namespace) -> int:
     """Print the checks; the status is 0 when a VM can run here at all."""
-    from vmjob.vm.doctor import examine
+    from vmjob.vm.doctor import FAILURE, examine, worst
 
     if args.fresh:
         (config.cache_dir() / "probe.json").unlink(missing_ok=True)
     checks = examine(default_scratch())
-    failed = any(check.level == "failure" for check in checks)
+    failed = worst(checks) == FAILURE
     if args.json:
         print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=1))
         return 230 if failed else 0

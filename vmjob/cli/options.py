@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from vmjob.schema import NAMES
+
 _RUN_EXAMPLES = """\
 examples:
   vmjob run --image micro -- sh -c 'echo hello; exit 7'
@@ -49,7 +51,7 @@ def add_verbs(verbs: Any) -> None:
 
     schema = _verb(verbs, "schema", "print a JSON schema, for editors and programs",
                    "example:\n  vmjob schema job > job.schema.json\n", _schema)
-    schema.add_argument("name", choices=("job", "recipe", "manifest", "payload", "result"))
+    schema.add_argument("name", choices=NAMES)
     schema.add_argument("--json", action="store_true", help="(it always is)")
 
     slot = verbs.add_parser("slot-run", description="Run a packed payload in a batch slot; the wrapper calls this.")

@@ -103,8 +103,7 @@ class TerminalReporter(PlainReporter):
             self._bar.set(percent or 0)
 
     def output(self, stream: str, data: bytes) -> None:
-        with self._lock:
-            self._clear()  # a half-drawn bar must not share a line with the program
+        self._clear()  # a half-drawn bar must not share a line with the program
         super().output(stream, data)
 
     def bar(self, name: str, total: Optional[float], unit: str = "B") -> Bar:
@@ -113,12 +112,9 @@ class TerminalReporter(PlainReporter):
 
     def _clear(self) -> None:
         with self._lock:
-            self._drop()
-
-    def _drop(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__()
-            self._bar = None
+            if self._bar is not None:
+                self._bar.__exit__()
+                self._bar = None
 
 
 class QuietReporter(_Output):

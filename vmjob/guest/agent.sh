@@ -41,34 +41,24 @@ give_up() {
 	power_off
 }
 
-# find_port NAME: sets $found to the device of a virtio-serial port; udev may not be there, sysfs is
-find_port() {
-	found=
-	for entry in /sys/class/virtio-ports/*/name; do
+# find_device NAME FILE...: sets $found to the device whose file in sysfs says NAME; udev may not be there
+find_device() {
+	found='' wanted=$1
+	shift
+	for entry; do
 		[ -e "$entry" ] || continue
+		name=
 		read -r name <"$entry" || :
-		[ "$name" = "$1" ] || continue
-		entry=${entry%/name}
+		[ "$name" = "$wanted" ] || continue
+		entry=${entry%/*}
 		found=/dev/${entry##*/}
 		return 0
 	done
 	return 1
 }
 
-# find_disk SERIAL: sets $found to the disk with that serial
-find_disk() {
-	found=
-	for entry in /sys/block/*/serial; do
-		[ -e "$entry" ] || continue
-		name=
-		read -r name <"$entry" || :
-		[ "$name" = "$1" ] || continue
-		entry=${entry%/serial}
-		found=/dev/${entry##*/}
-		return 0
-	done
-	return 1
-}
+find_port() { find_device "$1" /sys/class/virtio-ports/*/name; }
+find_disk() { find_device "$1" /sys/block/*/serial; }
 
 open_channel() {
 	tries=0
@@ -311,7 +301,6 @@ read -r kernel </proc/sys/kernel/osrelease
 say "hello $version $boot $kernel"
 say ready
 receive_job
-
 : >"$run/pid"
 : >"$run/progress"
 listen & listener=$!

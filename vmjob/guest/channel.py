@@ -46,7 +46,6 @@ class Channel:
     state: State = State.SILENT
     boot: str = ""
     kernel: str = ""
-    heartbeats: int = 0
     percent: Optional[int] = None
     exit_status: Optional[int] = None
     missing: list[str] = field(default_factory=list)
@@ -92,7 +91,7 @@ class Channel:
         self._step(State.READY, State.STARTED, "started")
 
     def _on_heartbeat(self, text: str) -> None:
-        self.heartbeats += 1  # one may still be on its way when the program ends
+        # in any state, as one may still be on its way when the program ends
         percent = text.partition(" ")[2]
         if re.fullmatch(r"[0-9]{1,3}", percent):
             self.percent = min(100, int(percent))

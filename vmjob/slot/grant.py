@@ -24,6 +24,11 @@ _ASK = {"htcondor": "request_memory = {0} in the submit file", "slurm": "sbatch 
         "pbs": "qsub -l mem={0}mb", "machine": "close other programs to free {0} MiB"}
 
 
+def overhead_of(accel: str) -> int:
+    """Bytes QEMU needs beside the guest's memory with ``accel`` (kvm or tcg)."""
+    return OVERHEAD_TCG if accel == "tcg" else OVERHEAD
+
+
 def needed_memory(memory: int, overhead: int = OVERHEAD) -> int:
     """Bytes the slot must have for a guest with ``memory`` bytes."""
     return memory + memory // _PER_MEMORY + overhead
