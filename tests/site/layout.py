@@ -1,0 +1,72 @@
+"""Who is where in the test site: hosts, addresses, users, folders. Facts only; nothing here does anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SITE = REPOSITORY / "build" / "site"
+
+PREFIX = "10.213.0"  # the one place to change; a /24 of our own
+GATEWAY = f"{PREFIX}.1"  # the machine itself
+BRIDGE = "vmjob-br"
+NODE_CACHE = "/var/lib/vmjob/cache"  # on a node: outlives a job, shared by its jobs
+DAEMON_USER = "condor"
+
+
+@dataclass(frozen=True)
+class Host:
+    """One machine of the site: a network namespace, and a bubblewrap in it."""
+
+    name: str
+    number: int  # last part of the address
+    domain: str  # of its users, and of the tokens that it trusts
+    pool: str  # name of the host with its collector
+    daemons: tuple[str, ...]  # what condor_master starts
+    users: tuple[str, ...]
+    homes: bool = True  # a pool account on a worker node has none
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name}.vmjob.test"
+
+    @property
+    def address(self) -> str:
+        return f"{PREFIX}.{self.number}"
+
+    @property
+    def namespace(self) -> str:
+        """Name of the network namespace, and of the machine's end of the link into it."""
+        return f"vmjob-{self.name}"
+
+    @property
+    def folder(self) -> Path:
+        return SITE / self.name
+
+    @property
+    def log(self) -> Path:
+        """Folder with the daemons' logs."""
+        return self.folder / "log"
+
+    @property
+    def holds_key(self) -> bool:
+        """The collector's host signs the tokens of its domain."""
+        return self.pool == self.name
+
+
+VO, CE = "vo.vmjob.test", "ce.vmjob.test"
+MANAGER = ("COLLECTOR", "NEGOTIATOR", "SCHEDD")
+HOSTS = {host.name: host for host in (
+    Host("vo", 10, VO, "vo", MANAGER, ("ada",)),
+    Host("ce", 20, CE, "ce", MANAGER, ("alice", "bob")),
+    Host("n1", 31, CE, "ce", ("STARTD",), ("alice", "bob"), homes=False),
+    Host("n2", 32, CE, "ce", ("STARTD",), ("alice", "bob"), homes=False),
+)}
+NODES = [host for host in HOSTS.values() if "STARTD" in host.daemons]
+PORTS = {"vo": 9618, "ce": 9619}
+COLLECTORS = {name: f"{HOSTS[name].address}:{port}" for name, port in PORTS.items()}
+
+USERS = {"alice": 21001, "bob": 21002, "ada": 21003}  # user and group number
+KVM_USERS = ("alice",)
+IDENTITIES = {"alice": CE, "bob": CE, "ada": VO}

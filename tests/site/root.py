@@ -1,0 +1,66 @@
+"""The Debian 13 root file system that all hosts share read-only: made once, named by its recipe."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.site.layout import NODE_CACHE, SITE
+
+SUITE = "trixie"
+PACKAGES = ("condor", "qemu-system-x86", "qemu-utils", "passt", "iproute2", "python3", "procps", "openssh-client",
+            "openssh-server", "ca-certificates")
+# Mount points, as nothing can be made in a read-only root, and programs that are only weight.
+FINISH = f"""
+set -e
+mkdir -p "$1{NODE_CACHE}" "$1/etc/condor/tokens.d" "$1/etc/condor/passwords.d" "$1/var/spool/condor"
+touch "$1/etc/hosts" "$1/etc/resolv.conf"
+rm -rf "$1"/usr/share/doc/* "$1"/usr/share/man/* "$1"/var/cache/apt/*
+"""
+
+
+def recipe() -> list[str]:
+    return ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", f"--customize-hook={FINISH}", SUITE]
+
+
+def path() -> Path:
+    return SITE / f"root-{hashlib.sha256(repr(recipe()).encode()).hexdigest()[:12]}"
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Holds build/site/NAME.lock; the kernel lets go of it if we die."""
+    SITE.mkdir(parents=True, exist_ok=True)
+    with (SITE / f"{name}.lock").open("w") as file:
+        os.set_inheritable(file.fileno(), False)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def ensure() -> Path:
+    """The root's folder, made if it is not there (half a minute, needs a Debian mirror)."""
+    wanted = path()
+    if wanted.is_dir():
+        return wanted
+    with locked("root"):
+        if wanted.is_dir():
+            return wanted
+        remove(*SITE.glob("root-*"))  # of another recipe, or unfinished
+        unfinished = SITE / f"{wanted.name}.new"
+        done = subprocess.run([*recipe(), str(unfinished)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise RuntimeError(f"mmdebstrap failed ({done.returncode}):\n{done.stdout[-3000:]}")
+        unfinished.rename(wanted)
+    return wanted
+
+
+def remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder)

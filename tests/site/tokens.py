@@ -1,0 +1,69 @@
+"""Signing keys and IDTOKENS: who may say that he is whom."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+from pathlib import Path
+
+from tests.site import hosts
+from tests.site.layout import CE, HOSTS, IDENTITIES, SITE, USERS, VO, Host
+
+CLIENT = SITE / "client"
+
+
+def make(root: Path) -> None:
+    """New keys, and every token of the site; the hosts' folders must be prepared, their daemons not run yet."""
+    for host in HOSTS.values():
+        if host.holds_key:
+            _write(host.folder / "passwords.d/POOL", secrets.token_hex(32), 0)
+    pairs = {identity: _create(HOSTS[pool], root, identity) for pool, identity in (
+        ("ce", f"condor@{CE}"), ("vo", f"condor@{VO}"), *((IDENTITIES[u].split(".")[0], of(u)) for u in USERS))}
+    for host in HOSTS.values():
+        _write(host.folder / "tokens.d/daemons", pairs[f"condor@{host.domain}"], 0)
+        for user in host.users if host.homes else ():
+            _personal(host, user, pairs[of(user)])
+    # ada's grid jobs are bob's at the compute element
+    _personal(HOSTS["vo"], "ada", pairs[of("bob")], "bob-at-ce")
+    person = int(os.environ.get("SUDO_UID", os.getuid()))
+    for user in ("alice", "bob"):  # one identity for each issuer in a folder, or HTCondor takes any
+        folder = tokens_of(user)
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        os.chown(folder, person, -1)
+        for name in (user, "ada"):
+            _write(folder / name, pairs[of(name)], person)
+
+
+def of(user: str) -> str:
+    return f"{user}@{IDENTITIES[user]}"
+
+
+def tokens_of(user: str) -> Path:
+    """Token folder of the client that is ``user`` at the compute element, and ada at the VO."""
+    return CLIENT / f"tokens-{user}"
+
+
+def _personal(host: Host, user: str, token: str, name: str = "own") -> None:
+    folder = host.folder / "home" / user / ".condor/tokens.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in (folder.parent, folder):
+        place.chmod(0o700)
+        os.chown(place, USERS[user], USERS[user])
+    _write(folder / name, token, USERS[user])
+
+
+def _create(host: Host, root: Path, identity: str) -> str:
+    command = hosts.bubblewrap(host, root, "condor_token_create", "-identity", identity)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+    if done.returncode or not done.stdout.strip():
+        raise RuntimeError(f"condor_token_create -identity {identity} on {host.name}: {done.stderr}")
+    return done.stdout
+
+
+def _write(path: Path, text: str, owner: int) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        os.fchown(file.fileno(), owner, -1)
+        file.write(text)
