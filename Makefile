@@ -1,20 +1,29 @@
 # make demo   a real PYTHIA run inside a virtual machine, results in demo-out/
+# make demo-pool  ten of them through a compute element to two worker nodes, in demo-pool-out/
 # make test   everything; make unit: the fast part
 # make bench  how fast, side by side with the peers; build/bench.json
-# make site-up    HTCondor pools to play with, in network namespaces of their own; make site-down ends them
+# make site-up    HTCondor pools to play with, in network namespaces of their own; make site-down ends them,
+#                 make site-shell gives a shell with all that is needed to use them
 # Each does the set-up that it needs; .venv/bin/vmjob is the command from then on.
 
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: demo test unit bench site-up site-down clean
+.PHONY: demo demo-pool test unit bench site-up site-down site-shell clean
 
 demo:
 	@.ci/setup demo
 	@.ci/demo
 
+demo-pool:
+	@.ci/setup demo
+	@.ci/setup site
+	@.ci/demo-pool
+
+# who is not root has the test site in namespaces, and its tests in a session of their own
 test:
 	@.ci/setup test
 	$(PYTEST)
+	@[ "$$(id -u)" = 0 ] || $(PYTEST) tests/site
 
 unit:
 	@.ci/setup test
@@ -31,6 +40,9 @@ site-up:
 site-down:
 	@.venv/bin/python -m tests.site down
 
+site-shell:
+	@.venv/bin/python -m tests.site shell
+
 clean:
-	@if [ -d build/site ]; then .venv/bin/python -m tests.site down; fi
-	rm -rf .venv build demo-out
+	@if [ -d build/site ]; then .venv/bin/python -m tests.site clean; fi
+	rm -rf .venv build demo-out demo-pool-out

@@ -27,11 +27,11 @@ OLDEST = (3, 9)
 # Distribution → folder of the module in it that travels.
 CARRIED = {"PyYAML": "yaml", "qemu.qmp": "qemu/qmp", "requests": "requests", "urllib3": "urllib3", "idna": "idna",
            "certifi": "certifi", "charset-normalizer": "charset_normalizer", "tqdm": "tqdm", "pycdlib": "pycdlib",
-           "fastjsonschema": "fastjsonschema"}
+           "fastjsonschema": "fastjsonschema", "htchirp": "htchirp"}
 # What no worker runs: interactive tools, notebooks, other event loops, test data.
 _LEFT_OUT = re.compile(r"/(__pycache__|tests?|docs?|contrib/emscripten)/|\.(pyc|pyi|so|typed|1|sh\.in)$"
-                       r"|^qemu/qmp/(qmp_shell|qmp_tui)\.py$|^charset_normalizer/cli/|^tqdm/(contrib/|completion\.sh$"
-                       r"|(keras|dask|tk|rich|notebook|autonotebook|_tqdm_notebook)\.py$)|^yaml/cyaml\.py$")
+                       r"|^qemu/qmp/(qmp_shell|qmp_tui)\.py$|^charset_normalizer/cli/|^htchirp/(cli|__main__)\.py$"
+                       r"|^tqdm/(contrib/|completion\.sh$|(keras|dask|tk|rich|notebook|autonotebook|_tqdm_notebook)\.py$)|^yaml/cyaml\.py$")
 _MAIN = """import sys
 if sys.version_info < (3, 9):
     sys.exit("vmjob needs Python 3.9 or newer, this is " + sys.version.split()[0])
@@ -175,7 +175,7 @@ def pack(payload: Payload, target: Path, reporter: Reporter) -> int:
 def _pack(payload: Payload, target: Path, hidden: Path, reporter: Reporter) -> int:
     folder = hidden / "payload"
     folder.mkdir()
-    _write_small(folder, payload)
+    write_small(folder, payload)
     large = _large(payload)
     if target.name.endswith(".tar"):
         size = _as_tar(folder, large, hidden / "payload.tar", reporter)
@@ -204,7 +204,7 @@ def _check_target(target: Path) -> None:
                        "give another name, or empty it")
 
 
-def _write_small(folder: Path, payload: Payload) -> None:
+def write_small(folder: Path, payload: Payload) -> None:
     wrapper = folder / WRAPPER
     wrapper.write_bytes(wrapper_text())
     wrapper.chmod(0o755)
@@ -217,6 +217,13 @@ def _large(payload: Payload) -> list[tuple[str, Path]]:
     found = [(INPUT, payload.input_archive)] if payload.input_archive is not None else []
     images = {image_place(file.sha256): payload.image_files[file.role] for file in payload.manifest.files}
     return found + sorted(images.items())
+
+
+def add_image(folder: Path, payload: Payload) -> None:
+    """Put the image's files into the payload in ``folder``, linked where the disk can."""
+    (folder / "image").mkdir()
+    for file in payload.manifest.files:
+        place(payload.image_files[file.role], folder / image_place(file.sha256))
 
 
 def _as_folder(folder: Path, large: list[tuple[str, Path]]) -> int:

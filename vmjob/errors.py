@@ -3,6 +3,15 @@
 The tree; the number is the exit status of the wrapper and of ``vmjob run``::
 
     VmjobError                     250   (a bug, if raised as itself)
+     ├─ PoolError           190–199      on the submit side, never a job's: the pool or the CE
+     │   ├─ PoolUnreachable         191  transient
+     │   ├─ PoolRefused             192  who we are, or what we ask, is not allowed there
+     │   ├─ PoolFull                193  transient
+     │   ├─ NoSlotFits              194
+     │   ├─ NameTaken               195
+     │   ├─ JobUnknown              196
+     │   ├─ TransferFailed          197  transient
+     │   └─ JobHeld                 198
      ├─ JobError            200–209      the user can mend it: job file, command line, inputs
      │   └─ InputMissing            201
      ├─ ImageError          210–219      the image maker can mend it
@@ -22,7 +31,8 @@ The tree; the number is the exit status of the wrapper and of ``vmjob run``::
      │   ├─ NetworkRefused          233  transient
      │   ├─ QemuFailed              234  transient
      │   ├─ CommandFailed           235
-     │   └─ CommandMissing          236  transient
+     │   ├─ CommandMissing          236  transient
+     │   └─ ChirpFailed             237  transient
      └─ GuestError          240–249      the guest did not do its part
          ├─ BootFailed              240  never said hello, twice
          ├─ KernelPanic             241
@@ -65,6 +75,45 @@ class VmjobError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+class PoolError(VmjobError):
+    status = 190
+
+
+class PoolUnreachable(PoolError):
+    status = 191
+    transient = True
+
+
+class PoolRefused(PoolError):
+    status = 192
+
+
+class PoolFull(PoolError):
+    status = 193
+    transient = True
+
+
+class NoSlotFits(PoolError):
+    status = 194
+
+
+class NameTaken(PoolError):
+    status = 195
+
+
+class JobUnknown(PoolError):
+    status = 196
+
+
+class TransferFailed(PoolError):
+    status = 197
+    transient = True
+
+
+class JobHeld(PoolError):
+    status = 198
 
 
 class JobError(VmjobError):
@@ -162,6 +211,13 @@ class CommandFailed(HostError):
 
 class CommandMissing(HostError):
     status = 236
+    transient = True
+
+
+class ChirpFailed(HostError):
+    """HTCondor's way from the slot to the submit side is closed, or was cut for too long."""
+
+    status = 237
     transient = True
 
 

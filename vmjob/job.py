@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -59,6 +60,22 @@ def parse_input(text: str, where: str) -> Input:
     """``PATH`` or ``PATH:NAME`` of the command line. Raises JobError."""
     source, _, target = text.partition(":")
     return _input({"from": source, "to": target} if target else source, where)
+
+
+def with_parameters(job: Job, query: str, where: str) -> Job:
+    """``job`` with environment variables of its own, written as in an address (``SEED=3&EVENTS=200``), over those it
+    has. Raises JobError."""
+    from urllib.parse import parse_qsl
+
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict")
+    except ValueError as bad:
+        raise JobError(f"{where}: {query!r}: {bad}", "write it as NAME=VALUE&NAME=VALUE, percent-encoded") from bad
+    for name, value in pairs:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise JobError(f"{where}: {name!r} is no name of an environment variable", "use letters, digits and _")
+        _env_text(value, f"{where}: {name}")
+    return replace(job, environment=tuple(sorted({**dict(job.environment), **dict(pairs)}.items())))
 
 
 def _command(command: Any, where: str) -> tuple[str, ...]:

@@ -34,7 +34,6 @@ class Boot(str, Enum):
     DISK = "disk"
 
 
-
 @dataclass(frozen=True)
 class ImageFile:
     """One file of an image. ``role``: disk, kernel or initrd; ``format``: a QEMU block driver
@@ -93,7 +92,6 @@ class Image:
 
     manifest: Manifest
     paths: dict[str, Path]
-
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,6 @@ class VmSpec:
     cpu_model: str = ""
 
 
-
 @dataclass(frozen=True)
 class StageTime:
     name: str
@@ -274,6 +271,7 @@ class Result:
     memory: int = 0
     slot: str = ""
     bytes_in: int = 0
+    bytes_image: int = 0
     bytes_out: int = 0
     cpu_seconds: float = 0.0
     peak_memory: int = 0

@@ -42,6 +42,7 @@ class Run:
     channel: Optional[Channel] = None
     outputs: tuple[str, ...] = ()
     bytes_in: int = 0
+    bytes_image: int = 0
     bytes_out: int = 0
     cpu_seconds: float = 0.0
     peak_memory: int = 0
@@ -77,7 +78,7 @@ class Run:
             qemu_version=self.qemu.version_text if self.qemu else "", image=manifest.name,
             image_digest=manifest.digest, boot=self.boot.value if self.boot else "", boot_attempts=self.attempts,
             network=self.network, cpus=granted.cpus if granted else 0, memory=granted.memory if granted else 0,
-            slot=self.slot.kind, bytes_in=self.bytes_in, bytes_out=self.bytes_out,
+            slot=self.slot.kind, bytes_in=self.bytes_in, bytes_image=self.bytes_image, bytes_out=self.bytes_out,
             cpu_seconds=round(self.cpu_seconds, 3), peak_memory=self.peak_memory, outputs=self.outputs,
             console_tail=self.console_tail if outcome == "failed" else (), stop=self.stop,
             started=round(self.started, 3), ended=round(time.time(), 3), host=socket.gethostname())

@@ -43,9 +43,10 @@ def write_payload(folder: Path, payload: Payload) -> Path:
     return path
 
 
-def read_payload(folder: Path, verify: bool = True) -> Payload:
+def read_payload(folder: Path, verify: bool = True, fetchable: bool = False) -> Payload:
     """The payload in an unpacked folder. With ``verify`` the input archive is read and compared with its digest
-    (the image's files are verified where they are used).
+    (the image's files are verified where they are used). ``fetchable``: files of the image may be missing, and
+    ``image_files`` then leaves them out.
 
     Raises JobError naming file and key, ImageMissing when a file of the image is not there."""
     from vmjob import schema
@@ -62,10 +63,13 @@ def read_payload(folder: Path, verify: bool = True) -> Payload:
     manifest = manifest_from_dict(body["image"], f"{path}: image", JobError)
     files = {}
     for file in manifest.files:
-        files[file.role] = folder / body["places"].get(file.role, image_place(file.sha256))
-        if not files[file.role].is_file():
-            raise ImageMissing(f"{files[file.role]}: the {file.role} of the image {manifest.name} is not there",
-                               _AGAIN)
+        # a batch system that delivers files flat drops the folder
+        places = [folder / body["places"].get(file.role, image_place(file.sha256)), folder / file.sha256]
+        found = next((place for place in places if place.is_file()), None)
+        if found:
+            files[file.role] = found
+        elif not fetchable:
+            raise ImageMissing(f"{places[0]}: the {file.role} of the image {manifest.name} is not there", _AGAIN)
     archive = _input(folder, body["input"], path, verify) if "input" in body else None
     return Payload(_job_from_dict(body["job"], path), manifest, files, archive)
 

@@ -14,9 +14,11 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Optional, Union
+from typing import IO, NoReturn, Optional, Union
 
 from vmjob.errors import CommandFailed, CommandMissing
 
@@ -93,3 +95,70 @@ def spawn(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional
     except FileNotFoundError as missing:
         raise CommandMissing(f"the program {words[0]} is not installed here",
                              "see vmjob doctor for what this machine lacks") from missing
+
+
+def attached(argv: Sequence[Argument], *, quiet: Sequence[bytes] = (), hint: str = "") -> tuple[int, str]:
+    """Run a command on our own terminal or streams, for a person: its status (negative: a signal) and the end of what
+    it wrote to stderr, which comes by here and goes on, but for the lines that hold one of ``quiet``.
+
+    Raises CommandMissing. However this ends, the command has ended.
+    """
+    words = [str(word) for word in argv]
+    log.debug("attach: %s", shlex.join(words))
+    try:
+        child = subprocess.Popen(words, stderr=subprocess.PIPE, preexec_fn=die_with_parent(os.getpid()))
+    except FileNotFoundError as missing:
+        raise CommandMissing(f"the program {words[0]} is not installed here", hint) from missing
+    assert child.stderr
+    said = b""
+    try:
+        for line in iter(child.stderr.readline, b""):
+            said = (said + line)[-2000:]
+            if not any(word in line for word in quiet):
+                os.write(2, line)
+        return child.wait(), said.decode(errors="replace").strip()
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+        child.stderr.close()
+
+
+def in_child(call: Callable[[], None], read: Callable[[int], None], pause: float = 0.2) -> str:
+    """Run ``call`` in a forked child, for a library that stands still (and us with it) while it works. ``read`` hears
+    now and then how many bytes the child has read. Returns what was wrong, empty if nothing; the child is gone then."""
+    mine, its = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _as_child(call, its)
+    os.close(its)
+    try:
+        while True:
+            gone, status = os.waitpid(child, os.WNOHANG)
+            if gone:
+                break
+            with suppress(OSError, ValueError, IndexError):
+                read(int(Path(f"/proc/{child}/io").read_text().split()[1]))
+            time.sleep(pause)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(mine)
+        raise
+    said = os.read(mine, 4096).decode(errors="replace")
+    os.close(mine)
+    return said or ("" if status == 0 else f"it ended with status {status}")
+
+
+def _as_child(call: Callable[[], None], pipe: int) -> NoReturn:
+    status = 1
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        die_with_parent(os.getppid())()  # sees a parent that is gone by now as its own
+        call()
+        status = 0
+    except BaseException as failure:
+        os.write(pipe, (str(failure) or type(failure).__name__).encode()[:4000])
+    finally:
+        os._exit(status)

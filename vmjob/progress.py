@@ -45,6 +45,12 @@ class Bar:
     def advance(self, amount: float) -> None:
         """More of the total is done."""
 
+    def set(self, value: float) -> None:
+        """So much is done."""
+
+    def set_total(self, total: float) -> None:
+        """So much there is to do, as far as is known now."""
+
     def __enter__(self) -> Bar:
         return self
 

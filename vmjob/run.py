@@ -7,7 +7,7 @@ failure, signal) leaves no process and no file but the results.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Optional
 
 from vmjob import compose
 from vmjob.errors import OutputMissing, OutputTooLarge, VmjobError
-from vmjob.model import Payload, Result, Slot
+from vmjob.model import ImageFile, Payload, Result, Slot
 from vmjob.outcome import Run, failure_from_os, keep_result
 from vmjob.progress import Reporter
 from vmjob.units import format_size
 
 if TYPE_CHECKING:
+    from vmjob.image.blobs import Fetch
     from vmjob.image.store import Store
     from vmjob.slot.signals import Signals
 
@@ -28,12 +29,12 @@ log = logging.getLogger("vmjob.run")
 
 
 def run(payload: Payload, slot: Slot, store: Store, *, results: Optional[Path] = None,
-        reporter: Optional[Reporter] = None) -> Result:
+        reporter: Optional[Reporter] = None, fetch: Optional[Fetch] = None) -> Result:
     """Walk the whole road once. Never raises a VmjobError: the Result tells it.
 
     ``results`` is the folder that gets result.json, the outputs and console.log; None keeps nothing.
-    ``store`` is where verified images live on this machine. Signals are taken over meanwhile, so call it
-    from the main thread.
+    ``store`` is where verified images live on this machine; ``fetch`` brings what the payload lacks of its image.
+    Signals are taken over meanwhile, so call it from the main thread.
     """
     from vmjob.slot.scratch import claim
     from vmjob.slot.signals import Signals
@@ -45,7 +46,7 @@ def run(payload: Payload, slot: Slot, store: Store, *, results: Optional[Path] =
                 outer.enter_context(claim(results))
             with ExitStack() as stack:
                 try:
-                    _walk(this, store, signals, stack)
+                    _walk(this, store, signals, stack, fetch)
                 finally:
                     signals.ignore()
                     with this.stages.stage("teardown"):
@@ -64,7 +65,7 @@ def run(payload: Payload, slot: Slot, store: Store, *, results: Optional[Path] =
     return result
 
 
-def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack) -> None:
+def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Optional[Fetch]) -> None:
     from vmjob.slot.grant import grant, overhead_of
     from vmjob.slot.scratch import scratch
     from vmjob.supervise import Guest
@@ -78,7 +79,7 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack) -> None:
         if this.payload.input_archive:
             this.bytes_in = this.payload.input_archive.stat().st_size
     with this.stages.stage("verify"):
-        image = store.open(manifest, this.payload.image_files, this.reporter)
+        image = store.open(manifest, this.payload.image_files, this.reporter, fetch and _counted(this, fetch), folder)
     with this.stages.stage("probe"):
         this.qemu = probe.find_qemu()
         this.accel = probe.choose_accel(job.accel, this.qemu)
@@ -94,6 +95,15 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack) -> None:
         _collect(this, folder / compose.RunFiles.output_disk)
     if guest.stopped:
         raise guest.stopped
+
+
+def _counted(this: Run, fetch: Fetch) -> Fetch:
+    def pieces(file: ImageFile) -> Iterator[bytes]:
+        for piece in fetch(file):
+            this.bytes_image += len(piece)
+            yield piece
+
+    return pieces
 
 
 def _collect(this: Run, disk: Path) -> None:

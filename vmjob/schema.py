@@ -14,7 +14,7 @@ from typing import Any
 
 from vmjob.errors import JobError, VmjobError
 
-NAMES = ("job", "recipe", "manifest", "payload", "result")
+NAMES = ("job", "recipe", "manifest", "payload", "result", "targets")
 
 
 def schema_text(name: str) -> str:

@@ -125,6 +125,7 @@ class Guest:
             raise self._machine.failure() or failure from None
 
     async def _booted(self) -> None:
+        from vmjob.guest.door import Door
         from vmjob.guest.session import Session
 
         assert self._machine and self.this.boot
@@ -136,6 +137,7 @@ class Guest:
         self._spawn(self._watch(self._machine, session))
         self._spawn(self._watch_time())
         self._spawn(self._watch_disk(session))
+        self._spawn(Door(self._machine.listener("attach"), self._machine.listener("shell"), session).serve())
         await session.booted(limit)
 
     async def _watch(self, machine: Machine, session: Session) -> None:

@@ -13,20 +13,36 @@ usable() {
         "$1" -E -s -c 'import sys; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1
 }
 
+# where the results are asked for as one file, that file is what the batch system waits for
+pack='' before=''
+for word in "$@"; do
+    case $before in --pack) pack=$word ;; esac
+    case $word in --pack=*) pack=${word#--pack=} ;; esac
+    before=$word
+done
+
+# "attach console|shell": started beside a running job, to look into its guest
+look=''
+case ${1-} in attach) look=1 ;; esac
+
 # The submit side reads result.json; $1 is the reason, $2 the next action, $3 exit status, $4 its name, $5 transient.
 # No word of them comes from outside, so they need no quoting for JSON.
 give_up() {
     echo "vmjob-wrapper: $1; $2" >&2
+    [ -z "$look" ] || exit "$3" # the result is the job's, who runs beside
     for folder in . "${_CONDOR_SCRATCH_DIR:-.}"; do
         if [ -w "$folder" ]; then
             cat >"$folder/result.json" <<EOF
 {"vmjob": "", "schema": 1, "job": "", "outcome": "failed", "status": $3, "exit_status": null, "signal": null,
  "failure": {"stage": "start", "kind": "$4", "status": $3, "message": "$1", "hint": "$2", "transient": $5},
  "stages": [], "accelerator": null, "qemu_version": "", "image": "", "image_digest": "", "boot": "",
- "boot_attempts": 0, "network": "", "cpus": 0, "memory": 0, "slot": "", "bytes_in": 0, "bytes_out": 0,
+ "boot_attempts": 0, "network": "", "cpus": 0, "memory": 0, "slot": "", "bytes_in": 0, "bytes_image": 0, "bytes_out": 0,
  "cpu_seconds": 0.0, "peak_memory": 0, "outputs": [], "console_tail": [], "stop": "", "started": 0.0, "ended": 0.0,
  "host": ""}
 EOF
+            if [ -n "$pack" ] && command -v tar >/dev/null 2>&1; then
+                tar -cf "$pack.part" -C "$folder" result.json && mv "$pack.part" "$pack"
+            fi
             break
         fi
     done
@@ -36,11 +52,18 @@ EOF
 [ -r "$here/vmjob.pyz" ] || give_up "vmjob.pyz is not beside vmjob-wrapper.sh" \
     "send the whole payload folder as vmjob pack made it" 200 JobError false
 
+if [ "$look" ]; then
+    shift
+    set -- slot-attach "$@"
+else
+    set -- slot-run --payload "$here" "$@"
+fi
+
 for python in ${VMJOB_PYTHON:+"$VMJOB_PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 \
     platform-python /usr/libexec/platform-python /usr/bin/python3; do
     if usable "$python"; then
         # exec: the batch system's signals reach vmjob itself, and nothing waits in between
-        exec "$python" -E -s "$here/vmjob.pyz" slot-run --payload "$here" "$@"
+        exec "$python" -E -s "$here/vmjob.pyz" "$@"
     fi
 done
 

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 from tests.site import config, tokens
-from tests.site.layout import COLLECTORS, HOSTS, SITE
+from tests.site.layout import BRIDGE, COLLECTORS, HOSTS, SITE
 
 CLIENT, BIN, ENV = tokens.CLIENT, SITE / "bin", SITE / "env.sh"
 # HTCondor's tools are Debian 13's, whatever the machine is: its own files with the root's programs below them.
@@ -47,6 +47,8 @@ def write(root: Path) -> None:
         link.unlink(missing_ok=True)
         link.symlink_to(tool.name)
     lines = ["# source this in a shell to use the test site; VMJOB_SITE_USER=bob before it makes you bob",
+             f"[ -e /proc/sys/net/ipv4/conf/{BRIDGE} ] ||",
+             "\techo 'the test site is not in reach of this shell: make site-shell gives one' >&2",
              'VMJOB_SITE_USER=${VMJOB_SITE_USER:-alice}',
              f'CONDOR_CONFIG={shlex.quote(str(CLIENT))}/$VMJOB_SITE_USER.config',
              *(f"VMJOB_SITE_{name.upper()}={address}" for name, address in COLLECTORS.items()),

@@ -42,7 +42,7 @@ MASTER_UPDATE_INTERVAL = 10
 UPDATE_INTERVAL = 5
 # a host that has vanished is noticed while a test waits for it
 ALIVE_INTERVAL = 10
-CLASSAD_LIFETIME = 60
+CLASSAD_LIFETIME = 30
 # no cgroups: the hosts' /sys is read-only, as on a node that is a container itself
 BASE_CGROUP =
 """
@@ -54,7 +54,10 @@ NEGOTIATOR_CYCLE_DELAY = 1
 SCHEDD_NAME = {host.full_name}
 SCHEDD_INTERVAL = 5
 SCHEDD_MIN_INTERVAL = 1
+# of jobs submitted on this host; others bring theirs along
 JOB_DEFAULT_LEASE_DURATION = 120
+# a shadow that has lost its starter tries again soon; by default after 8, 16, … 300 seconds
+RECONNECT_BACKOFF_CEILING = 3
 SHADOW_QUEUE_UPDATE_INTERVAL = 5
 GRIDMANAGER_CONTACT_SCHEDD_DELAY = 1
 GRIDMANAGER_JOB_PROBE_INTERVAL = 3
@@ -72,6 +75,8 @@ SLOT_TYPE_1 = 100%
 SLOT_TYPE_1_PARTITIONABLE = True
 START = True
 MAXJOBRETIREMENTTIME = 0
+# a starter without its shadow holds its slot as long as this
+MachineMaxVacateTime = 60
 STARTER_UPDATE_INTERVAL = 5
 STARTER_JOB_ENVIRONMENT = "VMJOB_NODE_CACHE={cache}"
 """

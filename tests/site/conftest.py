@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.site import inside, root
 from tests.site import site as whole
 from tests.site.layout import SITE
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """An ordinary user's session of nothing but site tests goes on where she is root."""
+    here = Path(__file__).parent
+    ours = bool(session.items) and all(here in item.path.parents for item in session.items)
+    if inside.needed() and ours and not session.config.option.collectonly and whole.why_not() is None:
+        session.config.pluginmanager.getplugin("capturemanager").stop_global_capturing()
+        root.ensure()
+        status = inside.run(sys.executable, "-m", "pytest", *map(str, session.config.invocation_params.args))
+        sys.stdout.flush()
+        os._exit(status)
 
 
 @pytest.fixture(scope="session")
 def site() -> Iterator[whole.Site]:
     """The site, up. One that was running is used and left running."""
     reason = whole.why_not()
-    if reason:
-        pytest.skip(reason)
+    if reason or inside.needed():
+        pytest.skip(reason or "not root: run these by themselves, pytest tests/site")
     SITE.mkdir(parents=True, exist_ok=True)
     with (SITE / "users.lock").open("w") as users:
         fcntl.flock(users, fcntl.LOCK_SH)

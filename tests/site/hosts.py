@@ -14,8 +14,11 @@ from typing import Any, Optional
 
 from tests.site import config, network
 from tests.site.layout import DAEMON_USER, NODE_CACHE, USERS, Host
+from tests.site.root import namespaced
 
 KVM = Path("/dev/kvm")
+# As every distribution mounts it: else sshd, run by a job's user, cannot give a terminal. The machine's own may differ.
+TERMINALS = "mount -t devpts -o newinstance,gid=5,mode=620,ptmxmode=666 devpts /dev/pts"
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 KVM_GROUP = 21000  # where the machine's device says nothing of a group
 
@@ -56,8 +59,9 @@ def prepare(host: Host, root: Path) -> None:
 
 
 def kvm_node(host: Host) -> Optional[Path]:
-    """A /dev/kvm as a site has it, for its group only: the machine's own, else one that we make; None without KVM."""
-    if not KVM.exists():
+    """A /dev/kvm as a site has it, for its group only: the machine's own, else one that we make. None without KVM, and
+    where an ordinary user holds the site: her devices have no group that alice could be in."""
+    if not KVM.exists() or namespaced():
         return None
     found = KVM.stat()
     if found.st_gid and found.st_mode & 0o060 == 0o060 and not found.st_mode & 0o006:
@@ -92,7 +96,7 @@ def start(host: Host, root: Path) -> None:
     prepare(host, root)
     # The shell stays as bubblewrap's parent: bubblewrap must end with something, and not with us.
     command = ["ip", "netns", "exec", host.namespace, "sh", "-c", '"$@"; exit', "sh",
-               *bubblewrap(host, root, "condor_master", "-f")]
+               *bubblewrap(host, root, "sh", "-c", f"{TERMINALS}; exec condor_master -f")]
     with (host.folder / "console").open("ab") as console:
         subprocess.Popen(command, cwd="/", stdin=subprocess.DEVNULL, stdout=console, stderr=console,
                          start_new_session=True)
@@ -155,10 +159,10 @@ def execute(host: Host, user: str, argv: list[str], **more: Any) -> subprocess.C
     pid = init(host)
     if pid is None:
         raise RuntimeError(f"{host.name} is down")
-    inside = ["nsenter", f"--target={pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--wd=/"]
+    inside = ["nsenter", f"--target={pid}", "--mount", "--uts", "--ipc", "--net", "--pid"]
     home = "/root" if user == "root" else f"/home/{user}"
-    become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--pdeathsig=KILL", "env", "-i",
-              f"PATH={PATH}", f"HOME={home}", f"USER={user}", f"LOGNAME={user}"]
+    become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--pdeathsig=KILL",
+              "env", "-i", "--chdir=/", f"PATH={PATH}", f"HOME={home}", f"USER={user}", f"LOGNAME={user}"]
     options = {"stdin": subprocess.DEVNULL, "timeout": 60, **more}
     if "input" in options:
         del options["stdin"]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SITE = REPOSITORY / "build" / "site"
 
-PREFIX = "10.213.0"  # the one place to change; a /24 of our own
-GATEWAY = f"{PREFIX}.1"  # the machine itself
-BRIDGE = "vmjob-br"
+# Two sites on one machine differ in both.
+PREFIX = os.environ.get("VMJOB_SITE_PREFIX") or "vmjob"  # of links, which have 15 characters at most
+NET = os.environ.get("VMJOB_SITE_NET") or "10.213.0"  # a /24 of our own
+GATEWAY = f"{NET}.1"  # the machine itself
+BRIDGE = f"{PREFIX}-br"
 NODE_CACHE = "/var/lib/vmjob/cache"  # on a node: outlives a job, shared by its jobs
+EXECUTE = "/var/lib/condor/execute"  # on a node: holds the jobs' folders
 DAEMON_USER = "condor"
 
 
@@ -33,12 +37,12 @@ class Host:
 
     @property
     def address(self) -> str:
-        return f"{PREFIX}.{self.number}"
+        return f"{NET}.{self.number}"
 
     @property
     def namespace(self) -> str:
         """Name of the network namespace, and of the machine's end of the link into it."""
-        return f"vmjob-{self.name}"
+        return f"{PREFIX}-{self.name}"
 
     @property
     def folder(self) -> Path:

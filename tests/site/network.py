@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tests.site.layout import BRIDGE, GATEWAY, HOSTS, PREFIX, Host
+from tests.site.layout import BRIDGE, GATEWAY, HOSTS, NET, Host
 
 
 def ip(*words: str, check: bool = True) -> str:
@@ -22,8 +22,8 @@ def ip(*words: str, check: bool = True) -> str:
 def free() -> None:
     """Raises RuntimeError where our addresses are somebody else's."""
     for line in ip("-4", "route", "show").splitlines():
-        if line.startswith(f"{PREFIX}.") and f"dev {BRIDGE} " not in f"{line} ":
-            raise RuntimeError(f"{PREFIX}.0/24 is in use on this machine ({line.strip()}): change PREFIX in layout.py")
+        if line.startswith(f"{NET}.") and f"dev {BRIDGE} " not in f"{line} ":
+            raise RuntimeError(f"{NET}.0/24 is in use here ({line.strip()}): set VMJOB_SITE_NET, as 10.213.0")
 
 
 def ensure() -> set[str]:

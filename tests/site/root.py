@@ -5,14 +5,16 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from tests.site.layout import NODE_CACHE, SITE
 
+# root in a namespace of its own, with subordinate users: what an ordinary user has
+AS_ROOT = ["unshare", "--user", "--map-auto", "--map-root-user", "--mount"]
 SUITE = "trixie"
 PACKAGES = ("condor", "qemu-system-x86", "qemu-utils", "passt", "iproute2", "python3", "procps", "openssh-client",
             "openssh-server", "ca-certificates")
@@ -23,6 +25,11 @@ mkdir -p "$1{NODE_CACHE}" "$1/etc/condor/tokens.d" "$1/etc/condor/passwords.d" "
 touch "$1/etc/hosts" "$1/etc/resolv.conf"
 rm -rf "$1"/usr/share/doc/* "$1"/usr/share/man/* "$1"/var/cache/apt/*
 """
+
+
+def namespaced() -> bool:
+    """Whether we are in a user namespace, where root is not the machine's."""
+    return Path("/proc/self/uid_map").read_text().split()[:2] != ["0", "0"]
 
 
 def recipe() -> list[str]:
@@ -53,14 +60,27 @@ def ensure() -> Path:
             return wanted
         remove(*SITE.glob("root-*"))  # of another recipe, or unfinished
         unfinished = SITE / f"{wanted.name}.new"
-        done = subprocess.run([*recipe(), str(unfinished)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True)
-        if done.returncode:
-            raise RuntimeError(f"mmdebstrap failed ({done.returncode}):\n{done.stdout[-3000:]}")
+        with (SITE / "root.log").open("w") as log:
+            status = _make(unfinished, log)
+        if status:
+            raise RuntimeError(f"mmdebstrap failed ({status}):\n{(SITE / 'root.log').read_text()[-3000:]}")
         unfinished.rename(wanted)
     return wanted
 
 
+def _make(folder: Path, log: TextIO) -> int:
+    """Exit status of mmdebstrap."""
+    if os.geteuid() == 0:
+        return subprocess.call([*recipe(), str(folder)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    # The owners of its files are to be the same users that the site has, which are not mmdebstrap's.
+    folder.mkdir()
+    packed = subprocess.Popen([*recipe(), "--mode=unshare", "--format=tar", "-"], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=log)
+    unpack = ["tar", "--extract", "--numeric-owner", "--exclude=./dev/*", "--directory", str(folder)]
+    unpacked = subprocess.call([*AS_ROOT, *unpack], stdin=packed.stdout, stdout=log, stderr=log)
+    return packed.wait() or unpacked
+
+
 def remove(*folders: Path) -> None:
-    for folder in folders:
-        shutil.rmtree(folder)
+    if folders:
+        subprocess.run([*([] if os.geteuid() == 0 else AS_ROOT), "rm", "-rf", *map(str, folders)], check=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from tests.site import client, hosts, network, root, tokens
+from tests.site import client, hosts, inside, knobs, network, root, tokens
 from tests.site.layout import COLLECTORS, HOSTS, NODES, SITE, Host
 
 READY_SECONDS = 60
@@ -64,11 +64,11 @@ def running() -> bool:
 
 def why_not() -> Optional[str]:
     """Why this machine cannot run the site, None if it can."""
-    if os.geteuid():
-        return "needs root: the site makes network namespaces and starts daemons that change user"
     missing = [tool for tool in ("ip", "bwrap", "mmdebstrap", "nsenter", "setpriv") if not shutil.which(tool)]
     if missing:
         return f"needs {', '.join(missing)}: apt-get install iproute2 bubblewrap mmdebstrap util-linux"
+    if inside.needed():
+        return inside.why_not()
     if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:
         return "needs network namespaces, which this machine does not give to root (a container?)"
     return None
@@ -151,10 +151,23 @@ class Site:
         (HOSTS[host].folder / "config.d/90-test.config").write_text(text)
         self.kill(host, "condor_master", signal.SIGHUP)
 
+    def hide(self, host: str, *paths: str) -> None:
+        """To jobs that start from now on these files of the host do not exist."""
+        knobs.hide(HOSTS[host], *paths)
+
+    def small_scratch(self, host: str, mebibytes: int) -> None:
+        """All jobs of the host that start from now on share a disk of this size."""
+        knobs.small_scratch(HOSTS[host], mebibytes)
+
+    def traffic(self, host: str) -> tuple[int, int]:
+        """Bytes that the host has received and sent since the site is up, all protocols, link headers included."""
+        return knobs.traffic(HOSTS[host])
+
     def mend(self) -> None:
         """Undoes all of the above; returns when the site is whole again. Jobs are left alone."""
         for host in HOSTS.values():
             network.heal(host)
+            knobs.undo(host)
             if (host.folder / "config.d/90-test.config").exists():
                 (host.folder / "config.d/90-test.config").unlink()
                 self.kill(host.name, "condor_master", signal.SIGHUP)

@@ -6,13 +6,12 @@ import json
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.site import network
+from tests.site.jobs import eventually
 from tests.site.layout import HOSTS
 from tests.site.site import Site
 
@@ -50,13 +49,6 @@ def run(site: Site, folder: Path, pool: str, name: str, user: str, **more: str) 
                           env=site.environment(user), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return (folder / "out").read_text()
-
-
-def eventually(what: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.2)
 
 
 def test_a_spooled_job_runs_as_the_mapped_user(site: Site, tmp_path: Path) -> None:

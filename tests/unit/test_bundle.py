@@ -55,8 +55,9 @@ def test_small_pure_and_reproducible(pyz: Path, tmp_path: Path) -> None:
             "licences/requests/LICENSE"} <= set(names)
 
 
-MODULES = ["vmjob.payload", "vmjob.bundle", "vmjob.stage.archive", "vmjob.slot.limits", "vmjob.slot.scratch", "yaml",
-           "qemu.qmp", "requests", "charset_normalizer", "tqdm", "pycdlib", "fastjsonschema"]
+MODULES = ["vmjob.payload", "vmjob.slotrun", "vmjob.chirp", "vmjob.bundle",
+           "vmjob.stage.archive", "vmjob.slot.limits", "vmjob.slot.scratch", "yaml",
+           "qemu.qmp", "requests", "charset_normalizer", "tqdm", "pycdlib", "fastjsonschema", "htchirp"]
 
 
 @pytest.mark.parametrize("python", pythons())

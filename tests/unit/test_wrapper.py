@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,29 @@ def test_lone_wrapper(payload: Path, tmp_path: Path) -> None:
     done = run(["sh"], payload / "vmjob-wrapper.sh", cwd=tmp_path / "slot", env=environ(tmp_path))
     assert done.returncode == 200 and "vmjob.pyz" in done.stderr
     check(json.loads((tmp_path / "slot/result.json").read_text()))
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])
+@pytest.mark.parametrize("words", [("--pack", "a b.tar"), ("-q", "--pack=a b.tar")])
+def test_what_the_batch_system_waits_for_is_there(payload: Path, tmp_path: Path, shell: list[str],
+                                                  words: tuple[str, ...]) -> None:
+    (payload / "vmjob.pyz").unlink()
+    env = environ(tmp_path)
+    for tool in ("tar", "mv"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool) or "")
+    assert run(shell, payload / "vmjob-wrapper.sh", *words, cwd=tmp_path / "slot", env=env).returncode == 200
+    with tarfile.open(tmp_path / "slot/a b.tar") as archive:
+        assert archive.getnames() == ["result.json"]
+    assert not (tmp_path / "slot/a b.tar.part").exists()
+
+
+def test_looking_in_leaves_the_result_alone(payload: Path, tmp_path: Path) -> None:
+    env, script = environ(tmp_path), payload / "vmjob-wrapper.sh"
+    done = run(["sh"], script, "attach", "shell", "--scratch", "a b", cwd=tmp_path / "slot", env=env)
+    assert json.loads(done.stdout)["args"] == ["slot-attach", "shell", "--scratch", "a b"]
+    (payload / "vmjob.pyz").unlink()
+    assert run(["sh"], script, "attach", "shell", cwd=tmp_path / "slot", env=env).returncode == 200
+    assert list((tmp_path / "slot").iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere: run the tests as an ordinary user")

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
-from vmjob import api, config
+from vmjob import api
 from vmjob.cli import report
-from vmjob.errors import JobError, VmjobError
+from vmjob.errors import JobError
 from vmjob.model import Failure, Job, Result
 from vmjob.units import format_duration, format_size
 
@@ -29,22 +29,13 @@ def run(args: argparse.Namespace) -> int:
 
 def slot_run(args: argparse.Namespace) -> int:
     """What the wrapper starts in a slot: the payload is beside it, the results go where the batch system looks."""
-    from vmjob.image.store import Store
-    from vmjob.outcome import failure_of, keep_result
-    from vmjob.payload import read_payload
-    from vmjob.run import run as walk
-    from vmjob.slot.limits import detect
+    from vmjob import slotrun
 
-    results = Path(args.results or ".")
-    try:
-        payload = read_payload(Path(args.payload))
-        slot = detect(os.environ, Path(args.scratch or os.environ.get("_CONDOR_SCRATCH_DIR") or "."))
-    except VmjobError as error:
-        keep_result(Result(job="", outcome="failed", status=error.status, failure=failure_of(error)), results)
-        raise
-    reporter = report.choose(args.quiet, args.json)
-    result = walk(payload, slot, Store(config.cache_dir()), results=results, reporter=reporter)
-    return _tell(result, results, args)
+    this = slotrun.SlotRun(
+        payload=Path(args.payload), results=Path(args.results or "."), pack=Path(args.pack) if args.pack else None,
+        scratch=Path(args.scratch) if args.scratch else None, image_at=args.image_at, parameters=args.parameters)
+    result = slotrun.slot_run(this, report.choose(args.quiet, args.json))
+    return _tell(result, None if this.pack else this.results, args)
 
 
 def pack(args: argparse.Namespace) -> int:
@@ -63,9 +54,13 @@ def pack(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace) -> int:
     """``vmjob plan``: the same words that run would use, with nothing started."""
-    from vmjob.cli.planning import show
+    from vmjob.cli.planning import show, show_submission
 
     job, base = job_of(args)
+    if args.to:
+        return show_submission(job, base, args)
+    if args.count is not None or args.settings or args.table:
+        raise JobError("-n, --set and --from are about a submission", "name its target: --to")
     return show(job, base, Path(args.scratch) if args.scratch else api.default_scratch(), args.json)
 
 

@@ -19,7 +19,8 @@ the first minutes:
   vmjob image micro                         build a 16 MB image to try things with
   vmjob run --image micro -- uname -a       run a program in it
   vmjob run examples/pythia/job.yaml        run a job from a file
-  vmjob pack job.yaml -o payload.tar        make it input for any batch system
+  vmjob submit job.yaml --to condor -n 10   send it to an HTCondor pool or a compute element
+  vmjob pack job.yaml -o payload.tar        make it input for any other batch system
 
 Each verb explains itself: vmjob run --help. Exit statuses: docs/user.md.
 """
@@ -37,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line; handlers are imported only when called, so that --help is quick."""
-    from vmjob.cli import image_options, options
+    from vmjob.cli import batch_options, image_options, options
 
     top = Parser(
         prog="vmjob", description="Run a virtual machine image as an ordinary grid job.", epilog=_EXAMPLES,
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"vmjob {vmjob.__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     options.add_verbs(verbs)
+    batch_options.add_verbs(verbs)
     image_options.add_verbs(verbs)
     return top
 

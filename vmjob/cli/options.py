@@ -37,8 +37,12 @@ def add_verbs(verbs: Any) -> None:
     _verbose(pack)
 
     plan = _verb(verbs, "plan", "show what would be submitted and started; starts nothing, touches no network",
-                 "example:\n  vmjob plan --image micro --cpus 2 -- true\n", _plan)
+                 "example:\n  vmjob plan --image micro --cpus 2 -- true\n"
+                 "  vmjob plan job.yaml --to condor -n 10 --set SEED='$(Process)'\n", _plan)
     _job_options(plan)
+    plan.add_argument("--to", metavar="TARGET", help="show what vmjob submit would hand to this target")
+    plan.add_argument("-n", "--count", type=int, metavar="N", help="(with --to) how many jobs")
+    parameter_options(plan)
     plan.add_argument("--scratch", metavar="DIR", help="folder for temporary files (default: $TMPDIR or /var/tmp)")
     plan.add_argument("--json", action="store_true", help="print it as JSON")
     _verbose(plan)
@@ -58,10 +62,22 @@ def add_verbs(verbs: Any) -> None:
     slot.set_defaults(handler=_slot_run)
     slot.add_argument("--payload", metavar="DIR", required=True, help="folder of the unpacked payload")
     slot.add_argument("--results", metavar="DIR", help="folder for result.json and the outputs (default: here)")
+    slot.add_argument("--pack", metavar="FILE", help="one tar file for the results, in place of a folder")
+    slot.add_argument("--image-at", metavar="PLACE", default="",
+                      help="where the submit side keeps the image: a folder, or the CLUSTER.PROC of the job that "
+                           "carries it (HTCondor's Chirp fetches it, once for a node)")
+    slot.add_argument("--parameters", metavar="NAME=VALUE&...", default="",
+                      help="environment variables of this one job, percent-encoded")
     slot.add_argument("--scratch", metavar="DIR", help="folder for temporary files (default: the slot's scratch)")
     slot.add_argument("--json", action="store_true", help="print result.json on stdout")
     slot.add_argument("-q", "--quiet", action="store_true", help="print nothing but the program's own output")
     _verbose(slot)
+
+    look = verbs.add_parser("slot-attach", description="Look into the guest of a running job; the wrapper calls this.")
+    look.set_defaults(handler=_slot_attach)
+    look.add_argument("what", choices=("console", "shell"))
+    look.add_argument("--scratch", metavar="DIR", help="folder where the run lives (default: the slot's scratch)")
+    _verbose(look)
 
 
 def _verb(verbs: Any, name: str, text: str, examples: str, handler: Any) -> argparse.ArgumentParser:
@@ -97,6 +113,14 @@ def _job_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--boot", choices=("job", "system", "disk"), help="boot method (default: the image's first)")
 
 
+def parameter_options(one: argparse.ArgumentParser) -> None:
+    """What differs between the jobs of one submission."""
+    one.add_argument("--set", action="append", metavar="NAME=VALUE", default=[], dest="settings",
+                     help="parameter of the jobs, an environment variable of the program; $(Process) in VALUE is the "
+                          "job's number, from 0 on (repeatable)")
+    one.add_argument("--from", metavar="FILE.csv", dest="table", help="parameters of each job: one job a row")
+
+
 def _run(args: argparse.Namespace) -> int:
     from vmjob.cli import jobs
 
@@ -119,6 +143,12 @@ def _slot_run(args: argparse.Namespace) -> int:
     from vmjob.cli import jobs
 
     return jobs.slot_run(args)
+
+
+def _slot_attach(args: argparse.Namespace) -> int:
+    from vmjob.cli import attach
+
+    return attach.slot_attach(args)
 
 
 def _doctor(args: argparse.Namespace) -> int:

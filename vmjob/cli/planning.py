@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 from pathlib import Path
@@ -32,6 +33,25 @@ def show(job: Job, base: Path, scratch: Path, as_json: bool) -> int:
     if document["seed"]:
         print("\n# cloud-init seed, user-data")
         print(document["seed"], end="")
+    return 0
+
+
+def show_submission(job: Job, base: Path, args: argparse.Namespace) -> int:
+    """Print what ``vmjob submit`` would hand to the target; returns the exit status."""
+    from vmjob import submission
+    from vmjob.batch import targets
+    from vmjob.cli.batch import rows_of
+
+    target, rows = targets.choose(args.to), rows_of(args)
+    text, document = submission.describe(job, base, target, rows)
+    if args.json:
+        print(json.dumps({"target": target.name, "submit": text, "payload": document, "jobs": len(rows)}, indent=1))
+        return 0
+    print("# payload")
+    print(json.dumps(document, indent=1))
+    if text:
+        print(f"\n# submit file for {target.name}; $(payload) and $(image) are folders that the schedd gives them")
+    print(text or "\n# local: the wrapper runs here, once for each job", end="" if text else "\n")
     return 0
 
 

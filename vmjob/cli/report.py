@@ -28,6 +28,9 @@ class _TqdmBar(Bar):
         self._bar.n = value
         self._bar.refresh()
 
+    def set_total(self, total: float) -> None:
+        self._bar.total = total
+
     def __exit__(self, *exc: object) -> None:
         self._bar.close()
 

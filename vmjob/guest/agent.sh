@@ -99,7 +99,7 @@ become_fresh() {
 make_user() {
 	read -r user <"$job/user"
 	group=
-	while IFS=: read -r name _ uid gid _ home _; do
+	while IFS=: read -r name _ uid gid _ home login; do
 		[ "$name" = "$user" ] && group=$gid && break
 	done </etc/passwd
 	if [ -z "$group" ]; then
@@ -122,13 +122,13 @@ make_user() {
 	fi
 }
 
-# user_sh SCRIPT: run a shell script file as the job's user, with no process of ours between
+# user_sh SCRIPT [env]: run a shell script file as the job's user, with no process of ours between; env: in our session
 # shellcheck disable=SC2086  # $as_user is several words
 user_sh() {
 	case $as_user in
-	'') exec "$session" /bin/sh "$1" ;;
-	su) exec "$session" su -s /bin/sh "$user" -c ". $1" ;;
-	*) exec "$session" $as_user /bin/sh "$1" ;;
+	'') exec "${2:-$session}" /bin/sh "$1" ;;
+	su) exec "${2:-$session}" su -s /bin/sh "$user" -c ". $1" ;;
+	*) exec "${2:-$session}" $as_user /bin/sh "$1" ;;
 	esac
 }
 
@@ -137,7 +137,7 @@ unpack_inputs() {
 	# tar runs as the user, so that the files are the user's; O_DIRECT is 10 times as fast as through the page cache
 	printf 'umask 022; exec tar -xf - -C %s\n' "$work" >"$run/unpack.sh"
 	{ dd if="$found" bs=1M iflag=direct 2>"$run/dd.log" || cat "$found"; } |
-		( session="env"; user_sh "$run/unpack.sh" ) 2>"$run/unpack.log" ||
+		( user_sh "$run/unpack.sh" env ) 2>"$run/unpack.log" ||
 		give_up inputs "tar cannot unpack the inputs in the guest: $(tail -n 1 "$run/unpack.log")"
 }
 
@@ -146,23 +146,24 @@ run_program() {
 	find_port org.vmjob.1 && out_port=$found
 	find_port org.vmjob.2 && err_port=$found
 	mkfifo -m 600 "$run/out" "$run/err"
-	chown "$uid:$group" "$run/out" "$run/err" "$run/pid" "$run/progress"
+	chown "$uid:$group" "$run/out" "$run/err" "$run/pid" "$run/progress" "$run/shell"
 	cat "$run/out" >"$out_port" & out_cat=$!
 	cat "$run/err" >"$err_port" & err_cat=$!
 	{
-		echo "echo \$\$ >$run/pid"
 		echo "HOME='$home' USER='$user' LOGNAME='$user' SHELL=/bin/sh TMPDIR=/tmp"
 		echo "MACHINEFEATURES=$job/machinefeatures JOBFEATURES=$job/jobfeatures VMJOB_WORK=$work VMJOB_BOOT=$boot VMJOB_PROGRESS=$run/progress"
 		echo 'export HOME USER LOGNAME SHELL TMPDIR MACHINEFEATURES JOBFEATURES VMJOB_WORK VMJOB_BOOT VMJOB_PROGRESS'
 		echo 'unset NOTIFY_SOCKET INVOCATION_ID JOURNAL_STREAM'
 		echo "cd $work || exit 126"
-		echo ". $job/job.sh"
-	} >"$run/program.sh"
+	} >"$run/setup.sh"
+	printf '%s\n' "user='$user' uid=$uid as_user='$as_user' session=$session login='$login'" >"$run/who"
+	printf '%s\n' "echo \$\$ >$run/pid" ". $run/setup.sh" ". $job/job.sh" >"$run/program.sh"
 	[ ! -e "$job/script" ] || chmod 755 "$job/script"
 	say started
 	# In the foreground: a shell starts background commands with SIGINT ignored.
 	( user_sh "$run/program.sh" ) </dev/null >"$run/out" 2>"$run/err" 3>&-
 	status=$?
+	close_shell
 	# What the program left running would keep the pipes open for ever.
 	read -r pid <"$run/pid" || pid=
 	case $pid in *[!0-9]* | '' | 0 | 1) ;; *) kill -KILL "-$pid" 2>/dev/null ;; esac
@@ -176,9 +177,42 @@ run_program() {
 end_user() {
 	[ "$uid" = 0 ] && { kill "$out_cat" "$err_cat"; return; }
 	echo 'kill -KILL -1' >"$run/end.sh"
-	( session="env"; user_sh "$run/end.sh" ) >/dev/null 2>&1
+	( user_sh "$run/end.sh" env ) >/dev/null 2>&1
 	sleep 1
 	kill "$out_cat" "$err_cat" 2>/dev/null
+}
+
+# make_shell ROWS COLUMNS TERM: writes $run/shell.sh, a shell for who looks in from the host, as the job's user, in the
+# work folder, with the job's environment. It has the console hvc0, which is a true terminal: as the first of its
+# session it makes that its own by opening it, so Ctrl-C and job control work. 0 rows: what is typed comes from a pipe,
+# so no prompt and no echo. The marks tell the host where the shell's own output begins and ends.
+# shellcheck disable=SC2016 # expanded where it is run
+make_shell() {
+	[ "$boot" != disk ] || systemctl stop serial-getty@hvc0.service 2>/dev/null
+	chown "$uid" /dev/hvc0
+	case $login in */nologin | */false) login= ;; esac
+	[ -x "$login" ] || login=/bin/sh
+	{
+		printf '%s\n' 'exec <>/dev/hvc0 >&0 2>&0' "echo \$\$ >$run/shell" ". $run/setup.sh"
+		[ ! -e "$job/environment" ] || echo ". $job/environment"
+		printf '%s\n' "SHELL=$login TERM=$3; export TERM" 'mark() { printf "\033]7777;%s\007" "$1"; }'
+		if [ "$1" = 0 ]; then
+			# with a pipe for its errors, a shell is not interactive
+			printf '%s\n' 'stty -echo -isig -ixon -icrnl -opost 2>/dev/null' \
+				'mark ready; { $SHELL; mark "exit $?"; } 2>&1 | cat'
+		else
+			printf '%s\n' "stty rows $1 cols $2 2>/dev/null" 'mark ready; $SHELL -i; mark "exit $?"'
+		fi
+		echo ": >$run/shell"
+	} >"$run/shell.sh"
+}
+
+# With the first of a session goes its terminal, and the kernel hangs up on all others.
+close_shell() {
+	shell=
+	[ -s "$run/shell" ] && read -r shell <"$run/shell"
+	: >"$run/shell"
+	case $shell in *[!0-9]* | '' | 0 | 1) ;; *) kill -KILL "$shell" 2>/dev/null ;; esac
 }
 
 heartbeat() {
@@ -193,7 +227,8 @@ heartbeat() {
 	done
 }
 
-# "shutdown SECONDS": the program is told with SIGTERM, and killed when the seconds are over
+# "shutdown SECONDS": the program is told with SIGTERM, and killed when the seconds are over.
+# "shell …", "shell", "size …": somebody comes, leaves, or has changed the size of the window.
 listen() {
 	while :; do
 		IFS= read -r line <&3 || { sleep 1; continue; }
@@ -204,6 +239,20 @@ listen() {
 			case $pid in *[!0-9]* | '' | 0 | 1) continue ;; esac
 			kill -TERM "-$pid" 2>/dev/null || kill -TERM "$pid" 2>/dev/null
 			( sleep "${line#shutdown }"; kill -KILL "-$pid" || kill -KILL "$pid" ) 2>/dev/null &
+			;;
+		"shell "*)
+			close_shell
+			# shellcheck source=/dev/null
+			. "$run/who"
+			# shellcheck disable=SC2086 # three words
+			make_shell ${line#shell }
+			# not in the background, where Ctrl-C would be ignored: who listens on is another
+			user_sh "$run/shell.sh" </dev/null >/dev/null 2>&1 3>&- | listen
+			;;
+		shell) close_shell ;;
+		"size "*) # ROWS COLUMNS
+			size=${line#size }
+			stty -F /dev/hvc0 rows "${size% *}" cols "${size#* }" 2>/dev/null
 			;;
 		esac
 	done
@@ -296,6 +345,20 @@ not_written() {
 	esac
 }
 
+work() {
+	heartbeat & heart=$!
+	become_fresh
+	session="setsid"
+	command -v setsid >/dev/null || session="env"
+	make_user
+	unpack_inputs
+	run_program
+	write_outputs
+	kill "$heart" 2>/dev/null
+	say bye
+	power_off
+}
+
 open_channel
 read -r kernel </proc/sys/kernel/osrelease
 say "hello $version $boot $kernel"
@@ -303,15 +366,5 @@ say ready
 receive_job
 : >"$run/pid"
 : >"$run/progress"
-listen & listener=$!
-heartbeat & heart=$!
-become_fresh
-session="setsid"
-command -v setsid >/dev/null || session="env"
-make_user
-unpack_inputs
-run_program
-write_outputs
-kill "$heart" "$listener" 2>/dev/null
-say bye
-power_off
+: >"$run/shell"
+listen | work

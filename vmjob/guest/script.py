@@ -13,7 +13,7 @@ def job_script(job: Job) -> str:
 
     ``exec`` leaves the program itself under the agent, so that its status and signals are its own.
     """
-    lines = [f"{name}={shlex.quote(value)}; export {name}" for name, value in job.environment]
+    lines = [environment(job)] if job.environment else []
     if job.command:
         lines.append("exec " + shlex.join(job.command))
     elif job.script.startswith("#!"):
@@ -21,6 +21,11 @@ def job_script(job: Job) -> str:
     else:
         lines.append("exec /bin/sh /run/vmjob/job/script")
     return "\n".join(lines) + "\n"
+
+
+def environment(job: Job) -> str:
+    """The job's variables, for the shell of who looks in as well."""
+    return "\n".join(f"{name}={shlex.quote(value)}; export {name}" for name, value in job.environment)
 
 
 def features(granted: Granted, slot: Slot, now: int) -> dict[str, str]:
@@ -59,6 +64,8 @@ def control_lines(job: Job, user: str, granted: Granted, slot: Slot, now: int, s
     """
     files = {"user": user + "\n", "outputs": "".join(glob + "\n" for glob in job.outputs),
              "job.sh": job_script(job), **features(granted, slot, now)}
+    if job.environment:
+        files["environment"] = environment(job) + "\n"
     if job.script:
         files["script"] = job.script
     lines = [f"start {now} {seed}"]

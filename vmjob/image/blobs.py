@@ -14,14 +14,19 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Optional
 
 from vmjob import config
 from vmjob.errors import ImageCorrupt, ImageMissing, ScratchFull
 from vmjob.files import CHUNK, FULL, chunks, hash_file, reflink
+from vmjob.model import ImageFile
 from vmjob.progress import Bar
+
+# The bytes of a file of an image, from its beginning, from wherever they are.
+Fetch = Callable[[ImageFile], Iterator[bytes]]
+_ROOM = "make room there, or set VMJOB_CACHE to a larger disk"
 
 
 class Blobs:
@@ -56,8 +61,7 @@ class Blobs:
 
         Raises ImageCorrupt naming ``source``, ImageMissing, ScratchFull, or OSError (read-only folder).
         """
-        for folder in ("blobs/sha256", "tmp", "locks", "verified"):
-            (self.root / folder).mkdir(parents=True, exist_ok=True)
+        self._make_folders()
         with contextlib.suppress(ImageCorrupt):  # a good source mends a spoilt blob
             if self.check(sha256, size, bar):
                 return self.path(sha256)
@@ -78,8 +82,7 @@ class Blobs:
             except OSError as error:
                 temporary.unlink(missing_ok=True)
                 if error.errno in FULL:
-                    raise ScratchFull(f"{self.root}: no space for {source.name}",
-                                      "make room there, or set VMJOB_CACHE to a larger disk") from error
+                    raise ScratchFull(f"{self.root}: no space for {source.name}", _ROOM) from error
                 raise
             except ImageCorrupt:
                 temporary.unlink(missing_ok=True)
@@ -89,6 +92,24 @@ class Blobs:
             self._stamp(sha256)
         return self.path(sha256)
 
+    def receive(self, file: ImageFile, fetch: Fetch, bar: Optional[Bar] = None) -> Path:
+        """Bring a file in from elsewhere, unless it is here; its path. One process fetches, the others wait for it.
+
+        Raises ImageCorrupt where two tries brought other bytes, ScratchFull, OSError (read-only folder), or what
+        ``fetch`` raises.
+        """
+        self._make_folders()
+        with contextlib.suppress(ImageCorrupt):
+            if self.check(file.sha256, file.size):
+                return self.path(file.sha256)
+        with self._lock(file.sha256):
+            if not self._stamped(file.sha256):
+                temporary = self.root / "tmp" / file.sha256
+                receive_file(file, fetch, temporary, bar)
+                temporary.replace(self.path(file.sha256))
+                self._stamp(file.sha256)
+        return self.path(file.sha256)
+
     def remove(self, sha256: str) -> None:
         """Remove a blob and what is remembered of it; a VM that has it open keeps it until it ends."""
         with self._lock(sha256):
@@ -96,6 +117,10 @@ class Blobs:
                 (self.root / folder / sha256).unlink(missing_ok=True)
 
     # -------------------------------------------------------------- details
+
+    def _make_folders(self) -> None:
+        for folder in ("blobs/sha256", "tmp", "locks", "verified"):
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
 
     def _verify(self, path: Path, sha256: str, size: int, bar: Optional[Bar]) -> None:
         before = _identity(path)
@@ -185,6 +210,41 @@ def copy_file(source: Path, target: Path, bar: Optional[Bar] = None, *, durable:
         out.truncate(size)
         if durable:
             os.fsync(out.fileno())
+    return digest.hexdigest(), size
+
+
+def receive_file(file: ImageFile, fetch: Fetch, target: Path, bar: Optional[Bar] = None) -> None:
+    """Write what ``fetch`` brings to ``target``, hashing it on the way; wrong bytes are fetched once more. On any
+    failure ``target`` is removed. Raises as Blobs.receive."""
+    free = os.statvfs(target.parent)
+    if free.f_bavail * free.f_frsize < file.size:  # told before it has travelled
+        raise ScratchFull(f"{target.parent}: no space for {file.path} ({file.size} bytes)", _ROOM)
+    try:
+        for last in (False, True):
+            found = _received(file, fetch, target, bar)
+            if last or found == (file.sha256, file.size):
+                _expect(Path(file.path), found, file.sha256, file.size)
+                return
+    except BaseException as failure:
+        target.unlink(missing_ok=True)
+        if isinstance(failure, OSError) and failure.errno in FULL:
+            raise ScratchFull(f"{target.parent}: no space for {file.path}", _ROOM) from failure
+        raise
+
+
+def _received(file: ImageFile, fetch: Fetch, target: Path, bar: Optional[Bar]) -> tuple[str, int]:
+    digest, size = hashlib.sha256(), 0
+    target.unlink(missing_ok=True)
+    with target.open("xb", buffering=0) as out:
+        os.fchmod(out.fileno(), 0o444)
+        for piece in fetch(file):
+            digest.update(piece)
+            size += len(piece)
+            _write(out.fileno(), memoryview(piece))
+            if bar:
+                bar.advance(len(piece))
+            if size > file.size:
+                break
     return digest.hexdigest(), size
 
 

@@ -42,8 +42,8 @@ WantedBy=multi-user.target
 # Nobody logs in, and a machine that lives for one job keeps nothing in order.
 _MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
            "e2scrub_reap.service", "fstrim.timer", "getty@tty1.service", "getty-static.service",
-           "serial-getty@ttyS0.service", "systemd-pstore.service", "systemd-networkd-wait-online.service",
-           "man-db.timer", "logrotate.timer",
+           "serial-getty@ttyS0.service", "serial-getty@hvc0.service", "systemd-pstore.service",
+           "systemd-networkd-wait-online.service", "man-db.timer", "logrotate.timer",
            "motd-news.timer", "systemd-firstboot.service", "systemd-tmpfiles-clean.timer")
 
 

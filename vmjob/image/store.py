@@ -20,7 +20,7 @@ from vmjob.errors import ImageCorrupt, ImageError, ImageMissing, ScratchFull
 from vmjob.files import hash_file
 from vmjob.image import formats
 from vmjob.image import manifest as manifests
-from vmjob.image.blobs import Blobs
+from vmjob.image.blobs import Blobs, Fetch, receive_file
 from vmjob.model import Image, ImageFile, Manifest
 from vmjob.progress import Bar, Reporter
 
@@ -99,18 +99,25 @@ class Store:
             return self._from_path(path)
         return found, {f.role: self.blobs.path(f.sha256) for f in found.files}
 
-    def open(self, manifest: Manifest, sources: Mapping[str, Path], reporter: Reporter) -> Image:
+    def open(self, manifest: Manifest, sources: Mapping[str, Path], reporter: Reporter,
+             fetch: Optional[Fetch] = None, spare: Path = Path()) -> Image:
         """The image with verified files on this machine. What is not here yet is taken from ``sources`` (by role):
         as a hard link where that is safe, else copied while hashed; where this store is read-only, used in place.
+        What is not there either is brought by ``fetch``; where this store is read-only, into the folder ``spare``.
 
-        Each file is hashed once per boot of the host, whatever the number of jobs. Raises ImageCorrupt naming the
-        file and both digests, ImageMissing, ScratchFull.
+        Each file is fetched once, and hashed once per boot of the host, whatever the number of jobs. Raises
+        ImageCorrupt naming the file and both digests, ImageMissing, ScratchFull, or what ``fetch`` raises.
         """
         paths = {}
         with contextlib.ExitStack() as stack:
-            lazy = _LazyBar(stack, reporter, manifest)
+            lazy = _LazyBar(stack, reporter, "verify", manifest)
+            coming = _LazyBar(stack, reporter, "fetch", manifest)
             for file in manifest.files:
-                paths[file.role] = self._open_file(file, sources.get(file.role), lazy)
+                source = sources.get(file.role)
+                if source is None and fetch:
+                    paths[file.role] = self._fetched(file, fetch, spare, coming)
+                else:
+                    paths[file.role] = self._open_file(file, source, lazy)
                 if file.role == "disk":
                     formats.check_header(paths[file.role], file.format, file.virtual_size, sources.get(file.role))
         return Image(manifest, paths)
@@ -154,6 +161,14 @@ class Store:
                 raise ImageCorrupt(f"{source}: expected sha256:{file.sha256} ({file.size} bytes), "
                                    f"found sha256:{found} ({size} bytes)", "fetch the image again") from None
             return source
+
+    def _fetched(self, file: ImageFile, fetch: Fetch, spare: Path, bar: Bar) -> Path:
+        try:
+            return self.blobs.receive(file, fetch, bar)
+        except (OSError, ScratchFull):  # nowhere to keep it: brought for this run alone
+            target = spare / file.sha256
+            receive_file(file, fetch, target, bar)
+            return target
 
     def _from_path(self, path: Path) -> tuple[Manifest, dict[str, Path]]:
         file = path / manifests.FILE_NAME if path.is_dir() else path
@@ -201,16 +216,16 @@ class Store:
 
 
 class _LazyBar(Bar):
-    """A progress bar that appears when there is something to hash; mostly there is nothing."""
+    """A progress bar that appears when there is something to do; mostly there is nothing."""
 
-    def __init__(self, stack: contextlib.ExitStack, reporter: Reporter, manifest: Manifest) -> None:
-        self._stack, self._reporter, self._manifest = stack, reporter, manifest
+    def __init__(self, stack: contextlib.ExitStack, reporter: Reporter, what: str, manifest: Manifest) -> None:
+        self._stack, self._reporter, self._what, self._manifest = stack, reporter, what, manifest
         self._bar: Optional[Bar] = None
 
     def advance(self, amount: float) -> None:
         if self._bar is None:
             self._bar = self._stack.enter_context(
-                self._reporter.bar(f"verify {self._manifest.name}", self._manifest.size))
+                self._reporter.bar(f"{self._what} {self._manifest.name}", self._manifest.size))
         self._bar.advance(amount)
 
 

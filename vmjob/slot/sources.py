@@ -115,7 +115,8 @@ def classad(text: str) -> dict[str, str]:
     return found
 
 
-def _ad(environ: Mapping[str, str], root: Path, variable: str) -> dict[str, str]:
+def ad(environ: Mapping[str, str], root: Path, variable: str) -> dict[str, str]:
+    """The ad in the file that ``variable`` names; empty where there is none."""
     path = environ.get(variable, "")
     text = read(below(root, path)) if path else None
     if path and text is None:
@@ -127,10 +128,10 @@ def htcondor(environ: Mapping[str, str], root: Path, now: float) -> Optional[Lim
     """Limits of the machine ad; time from the job ad's Allowed*Duration."""
     if not (environ.get("_CONDOR_MACHINE_AD") or environ.get("_CONDOR_SCRATCH_DIR")):
         return None
-    machine, job = _ad(environ, root, "_CONDOR_MACHINE_AD"), _ad(environ, root, "_CONDOR_JOB_AD")
+    machine, job = ad(environ, root, "_CONDOR_MACHINE_AD"), ad(environ, root, "_CONDOR_JOB_AD")
 
-    def whole(ad: dict[str, str], key: str) -> Optional[str]:
-        value = ad.get(key)  # an expression says nothing to us, and is no nonsense either
+    def whole(told: dict[str, str], key: str) -> Optional[str]:
+        value = told.get(key)  # an expression says nothing to us, and is no nonsense either
         return value if value is not None and re.match(r"-?[0-9.eE+]+\Z", value) else None
 
     start = number(whole(job, "jobcurrentstartdate"), "JobCurrentStartDate", _YEAR_2000)

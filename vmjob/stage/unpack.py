@@ -31,11 +31,19 @@ _HIDDEN = f"{_OURS}-unpack-"
 _HINT = "the program must leave plain files, folders and links among its outputs"
 
 
-def unpack_outputs(disk: Path, folder: Path, cap: int, reporter: Reporter) -> tuple[str, ...]:
+def unpack_results(archive: Path, folder: Path, reporter: Reporter) -> tuple[str, ...]:
+    """Unpack what ``slot-run --pack`` made on a node (result.json and console.log too) as unpack_outputs does: a site
+    is no friend either."""
+    return unpack_outputs(archive, folder, 2**62, reporter, reserved=())
+
+
+def unpack_outputs(disk: Path, folder: Path, cap: int, reporter: Reporter, *,
+                   reserved: tuple[str, ...] = RESULT_FILES) -> tuple[str, ...]:
     """Unpack the archive at the start of the raw file ``disk`` into ``folder``; the files and links made, by name.
 
     ``cap``: bytes that all files together may have, holes counted. Owner: us; modes without set-uid bits, always
     readable and writable by us; holes stay holes. Existing files are replaced atomically, links never followed.
+    ``reserved``: names that no member may have.
     The caller has claimed ``folder`` (slot.scratch.claim).
     Raises OutputRefused naming the member, OutputTooLarge, ScratchFull, SlotError: then ``folder`` is as it was.
     """
@@ -45,7 +53,7 @@ def unpack_outputs(disk: Path, folder: Path, cap: int, reporter: Reporter) -> tu
         hidden = Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=folder))
         try:
             with disk.open("rb", buffering=0) as archive, reporter.bar("outputs", None) as bar:
-                unpacker = _Unpacker(archive.fileno(), hidden, cap, bar.advance)
+                unpacker = _Unpacker(archive.fileno(), hidden, cap, bar.advance, reserved)
                 for member in read_members(archive.fileno(), os.fstat(archive.fileno()).st_size):
                     unpacker.add(member)
             _move(hidden, folder)
@@ -63,8 +71,8 @@ def unpack_outputs(disk: Path, folder: Path, cap: int, reporter: Reporter) -> tu
 class _Unpacker:
     """Makes members below ``top``, which is ours alone."""
 
-    def __init__(self, archive: int, top: Path, cap: int, advance: Advance) -> None:
-        self.archive, self.top, self.cap, self.advance = archive, top, cap, advance
+    def __init__(self, archive: int, top: Path, cap: int, advance: Advance, reserved: tuple[str, ...]) -> None:
+        self.archive, self.top, self.cap, self.advance, self.reserved = archive, top, cap, advance, reserved
         self.names: dict[str, None] = {}
         self.bytes = self.members = self.name_bytes = 0
         self._parent = top
@@ -72,7 +80,7 @@ class _Unpacker:
     def add(self, member: Member) -> None:
         self.name_bytes += len(member.name)
         self._one_more()
-        parts = _parts(member)
+        parts = _parts(member, self.reserved)
         if not parts:
             if member.kind == "folder":
                 return  # the work folder itself
@@ -177,13 +185,13 @@ def _split(name: str) -> Optional[list[str]]:
     return None if name.startswith("/") or ".." in parts else parts
 
 
-def _parts(member: Member) -> list[str]:
+def _parts(member: Member, reserved: tuple[str, ...]) -> list[str]:
     parts = _split(member.name)
     if parts is None:
         raise OutputRefused(f"{member.name!r} leads out of the output folder", _HINT)
     if len(parts) > MAX_DEPTH:
         raise OutputRefused(f"{member.name[:100]}…: more than {MAX_DEPTH} folders in folders", _HINT)
-    if parts and (parts[0].startswith(_OURS) or parts[0] in RESULT_FILES):
+    if parts and (parts[0].startswith(_OURS) or parts[0] in reserved):
         raise OutputRefused(f"{parts[0]!r} is a name that vmjob keeps for itself among the results",
                             "give this output another name")
     return parts

@@ -20,7 +20,8 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 PORTS = (("ctrl", "org.vmjob.0"), ("out", "org.vmjob.1"), ("err", "org.vmjob.2"))
 MAC = "52:54:00:12:34:56"  # of the network card, which the seed of a cloud image names
 
-SOCKETS = ("ctrl", "out", "err", "console", "qmp")
+SOCKETS = ("ctrl", "out", "err", "console", "shell", "qmp")
+SHELL = "org.vmjob.shell"  # a terminal of the guest (its hvc0), for who looks in
 
 # The old PC's timer and interrupt controller stay: they cost no measurable time. With ACPI the guest finds
 # its virtio devices by itself, and needs nothing on its command line.
@@ -43,6 +44,7 @@ def command_line(spec: VmSpec) -> list[str]:
     argv += ["-device", _device(spec, "virtio-serial")]
     for name, port in PORTS:
         argv += ["-device", f"virtserialport,chardev={name},name={port}"]
+    argv += ["-device", f"virtconsole,chardev=shell,name={SHELL}"]
     return argv + _network(spec)
 
 
@@ -142,10 +144,11 @@ def cpu_model(accel: str, version: tuple[int, ...], attempt: int = 1) -> str:
     QEMU 7's emulated cmpxchg16b gets the flags wrong (seen with 7.2): kernels from 6.12 on panic in their first second.
     The first boot offers it all the same, as programs built for x86-64-v2 (all of RHEL 9, NumPy) refuse a CPU without;
     the second ``attempt`` does without. Never the quick byte copies (erms): emulated they go byte by byte, and cost
-    a kernel that trusts them a tenth of its boot and half of its copies' speed."""
+    a kernel that trusts them a tenth of its boot and half of its copies' speed. Nor fsrm, which QEMU 10 has: kernel 6.1
+    takes it to mean erms too, and hangs without."""
     if accel == "kvm":
         return "host"
-    return "max,-erms,-cx16" if version[:1] == (7,) and attempt > 1 else "max,-erms"
+    return "max,-erms,-fsrm,-cx16" if version[:1] == (7,) and attempt > 1 else "max,-erms,-fsrm"
 
 
 def kernel_arguments(boot: Boot, accel: str, manifest_cmdline: str = "", host_khz: int = 0) -> str:

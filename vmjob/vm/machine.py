@@ -44,7 +44,7 @@ class Machine:
 
     def __init__(self, spec: VmSpec, folder: Path, link: Optional[Link] = None) -> None:
         self.spec, self.folder, self.link = spec, folder, link
-        sockets = {name: f"{name}.sock" for name in SOCKETS}
+        sockets = {name: f"{name}.sock" for name in (*SOCKETS, "attach")}
         self.qemu = QemuProcess(command_line(spec), folder, sockets, link.fds if link else ())
         self.events: list[dict[str, Any]] = []
         self._qmp: Optional[QMPClient] = None
@@ -72,6 +72,10 @@ class Machine:
     @property
     def peak_memory(self) -> int:
         return self.qemu.peak_memory
+
+    def listener(self, name: str) -> socket.socket:
+        """One of the listening sockets: where QEMU knocks, or ``attach``, where a visitor does."""
+        return self.qemu.listeners[name]
 
     # ------------------------------------------------------------ connect
 

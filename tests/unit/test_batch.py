@@ -1,0 +1,288 @@
+"""Submitting to batch systems: everything that needs none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from vmjob.batch import carrier, targets
+from vmjob.batch.description import Request, Submission, carrier_description, jobs_description
+from vmjob.batch.jobs import ATTRIBUTES, JobId, State, clusters_of, job_of, parse_id
+from vmjob.batch.pool import Pool, named
+from vmjob.batch.targets import Place, Target
+from vmjob.cli import tables
+from vmjob.errors import JobError, NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable
+from vmjob.model import Accel, Boot, ImageFile, Job, Manifest, Resources
+from vmjob.submission import parameter_rows, request_of
+
+pytestmark = pytest.mark.unit
+MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "vmjob").mkdir()
+    return tmp_path / "vmjob/targets.yaml"
+
+
+# ---------------------------------------------------------------- targets
+
+
+@pytest.mark.parametrize("url, kind, place", [
+    ("local", "local", Place()), ("condor", "condor", Place()),
+    ("condor://cm.example.org", "condor", Place("cm.example.org:9618")),
+    ("condor://cm.example.org:9999/ap7@x", "condor", Place("cm.example.org:9999", "ap7@x")),
+    ("condor-ce://ce.example.org", "condor-ce", Place("ce.example.org:9619")),
+    ("condor-ce://10.0.0.1:1234/", "condor-ce", Place("10.0.0.1:1234")),
+    ("condor-ce://[2001:db8::1]:9620", "condor-ce", Place("[2001:db8::1]:9620"))])
+def test_urls(url: str, kind: str, place: Place) -> None:
+    found = targets.choose(url)
+    assert (found.kind, found.place, found.element) == (kind, place, None)
+
+
+@pytest.mark.parametrize("url", ["clemson", "slurm", "condor-ce", "condor-ce://", "local://here", "condor://h:0",
+                                 "condor://h:99999", "condor://a b", "http://x", "condor://x/a/b", "condor://x;rm"])
+def test_what_is_no_target_says_what_would_be(url: str) -> None:
+    with pytest.raises(JobError) as told:
+        targets.choose(url)
+    assert told.value.hint
+
+
+def test_the_file_names_targets_and_a_default(settings: Path) -> None:
+    settings.write_text("""
+default: ce
+targets:
+  ce:
+    url: condor-ce://ce.x
+    through: condor://ap.x/s1
+    retries: 7
+    avoid: 1m
+    image: job
+    templates: ~/t
+    submit: {+A: true, b: 3}
+""")
+    found = targets.choose(None)
+    assert found.place == Place("ap.x:9618", "s1") and found.element == Place("ce.x:9619")
+    assert found.grid_resource == "condor ce.x ce.x:9619"
+    assert found.retries == 7 and found.avoid == 60 and found.image_with_job and found.lines == (("+A", "true"), ("b", "3"))
+    assert found.templates == Path("~/t").expanduser() and targets.names() == ["ce"]
+
+
+@pytest.mark.parametrize("text, tells", [
+    ("targets: {a: {}}", "targets.a: the key 'url' is missing"), ("targets: {a: {url: nope}}", "targets.a.url"),
+    ("default: b", "there is no target 'b'"), ("targets: {a: {url: condor, through: condor}}", "targets.a.through"),
+    ("targets: {a: {url: 'condor-ce://h', image: never}}", "not one of node, job"),
+    ("target: {}", "did you mean 'targets'")])
+def test_a_wrong_file_is_told_with_its_key(settings: Path, text: str, tells: str) -> None:
+    settings.write_text(text)
+    with pytest.raises(JobError) as told:
+        targets.choose("a" if "a:" in text else None)
+    assert str(settings) in told.value.message and tells in f"{told.value.message} {told.value.hint}"
+
+
+# ---------------------------------------------------------------- submit files
+
+
+def submission(**more: Any) -> Submission:
+    return Submission(name="pythia", image="pythia", digest="sha256:" + "a" * 64, rows=("SEED=0", "SEED=1"),
+                      request=Request(2, 1500 * MIB + 1, 3 * 2**30, 3600),
+                      files=("input.tar", "payload.json", "vmjob-wrapper.sh", "vmjob.pyz"),
+                      image_files={"b" * 64: Path("/store/b"), "a" * 64: Path("/store/a")}, **more)
+
+
+@pytest.mark.parametrize("name, target", [
+    ("condor", Target("pool", "condor", lines=(("accounting_group", "group_star"),))),
+    ("condor-image-with-job", Target("pool", "condor", image_with_job=True)),
+    ("condor-ce", Target("ce", "condor-ce", Place("ap.x:9618"), Place("ce.x:9619")))])
+def test_submit_files_are_the_golden_ones(name: str, target: Target) -> None:
+    at = "16.0" if target.element else "/spool/16/0/cluster16.proc0.subproc0"
+    text = jobs_description(target, submission(), "/spool/17/0/cluster17.proc0.subproc0", at)
+    text = "".join(line for line in text.splitlines(True) if not line.startswith("vmjob_version"))
+    assert text == (ROOT / f"tests/golden/submit-{name}.sub").read_text()
+
+
+def test_a_carrier_never_runs_and_names_what_it_holds() -> None:
+    text = carrier_description(Target("p", "condor"), "image", "sha256:1", "micro", [Path("/s/x"), Path("/s/y")], 60)
+    assert "vmjob_files = /s/x,/s/y\n" in text and "requirements          = false" in text
+    with pytest.raises(JobError, match="comma"):
+        carrier_description(Target("p", "condor"), "image", "d", "m", [Path("/s/x,y")], 60)
+
+
+def test_a_site_replaces_a_template_and_is_told_when_its_folder_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "condor.sub").write_text("universe = vanilla\n# mine\n")
+    text = jobs_description(Target("p", "condor", templates=tmp_path), submission(), "/p", "/i")
+    assert text.endswith("# mine\n") and "vmjob_memory = 1501\n" in text
+    with pytest.raises(JobError, match="no such folder"):
+        jobs_description(Target("p", "condor", templates=tmp_path / "none"), submission(), "/p", "/i")
+
+
+def test_bindings_understand_the_submit_files() -> None:
+    htcondor2 = pytest.importorskip("htcondor2")
+    text = jobs_description(Target("p", "condor"), submission(), "/p", "/i")
+    submit = htcondor2.Submit(text)
+    assert submit.expand("output").startswith("/p/out-") and submit["transfer_output_files"] == "vmjob-results.tar"
+    assert submit.expand("executable") == "/p/vmjob-wrapper.sh" and submit.expand("request_memory") == "1501"
+
+
+# ---------------------------------------------------------------- requests and parameters
+
+
+def manifest(disk: bool = False, size: int = 10 * MIB, memory: int = 256 * MIB) -> Manifest:
+    file = ImageFile("disk" if disk else "kernel", "f", "qcow2" if disk else "elf", size, "a" * 64)
+    return Manifest("m", (file,), (Boot.JOB,), needs_memory=memory)
+
+
+def test_qemus_own_need_is_asked_for_with_the_guests() -> None:
+    job = Job("j", "m", ("true",), resources=Resources(memory=1024 * MIB))
+    either, kvm = request_of(job, manifest()), request_of(Job("j", "m", ("true",), accel=Accel.KVM), manifest())
+    assert either.memory == 1024 * MIB + 4 * MIB + 416 * MIB and kvm.memory == 1024 * MIB + 4 * MIB + 160 * MIB
+    assert either.cpus == 1 and either.walltime is None
+    assert request_of(job, manifest(memory=4096 * MIB)).memory > 4096 * MIB
+
+
+def test_disk_is_for_outputs_on_their_three_ways_and_walltime_leaves_time_to_boot() -> None:
+    plain = request_of(Job("j", "m", ("true",)), manifest())
+    job = Job("j", "m", ("true",), outputs=("o",), resources=Resources(disk=100 * MIB, walltime=600))
+    outputs = request_of(job, manifest())
+    assert outputs.disk - plain.disk == 300 * MIB and outputs.walltime == 1500
+    assert request_of(Job("j", "m", ("true",)), manifest(disk=True)).disk > plain.disk
+
+
+def test_parameters_of_each_job() -> None:
+    assert parameter_rows(None, [], None) == [""]
+    assert parameter_rows(3, [], None) == ["", "", ""]
+    assert parameter_rows(2, ["SEED=$(Process)", "A=x y&z"], None) == ["SEED=0&A=x+y%26z", "SEED=1&A=x+y%26z"]
+
+
+def test_parameters_from_a_table_win_over_those_for_all(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text('SEED, EVENTS\n1, 100\n\n2,"2,00"\n')
+    rows = parameter_rows(None, ["SEED=9", "N=$(Process)"], table)
+    assert rows == ["SEED=1&N=0&EVENTS=100", "SEED=2&N=1&EVENTS=2%2C00"]
+    with pytest.raises(JobError, match="2 rows"):
+        parameter_rows(3, [], table)
+
+
+@pytest.mark.parametrize("count, settings, text", [
+    (0, [], None), (-1, [], None), (2_000_000, [], None), (1, ["SEED"], None), (1, ["1A=2"], None), (1, ["=2"], None),
+    (None, [], ""), (None, [], "A\n"), (None, [], "A,A\n1,2\n"), (None, [], "A,B\n1\n"), (None, [], "A B\n1\n")])
+def test_wrong_parameters_are_refused(tmp_path: Path, count: Any, settings: list[str], text: Any) -> None:
+    table = None
+    if text is not None:
+        table = tmp_path / "t.csv"
+        table.write_text(text)
+    with pytest.raises(JobError) as told:
+        parameter_rows(count, settings, table)
+    assert told.value.hint
+
+
+# ---------------------------------------------------------------- ads
+
+
+def ad(**more: Any) -> dict[str, Any]:
+    return {"ClusterId": 7, "ProcId": 1, "JobStatus": 2, "VmjobName": "n",
+            "VmjobPayload": "/s/8/0/cluster8.proc0.subproc0", **more}
+
+
+def test_a_running_job() -> None:
+    job = job_of(ad(RemoteHost="slot1_1@n1.x", VmjobStage="boot", VmjobBootSeconds=1.5,
+                    Args="--pack r.tar --parameters=SEED=1&A=x+y"))
+    assert job.id == JobId(7, 1) and job.state is State.RUNNING and job.node == "n1.x" and job.stage == "boot"
+    assert job.parameters == "SEED=1 A=x y" and job.status is None and job.boot_seconds == 1.5
+
+
+def test_a_job_that_ended_a_killed_one_and_a_held_one() -> None:
+    assert job_of(ad(JobStatus=4, ExitCode=3)).status == 3
+    assert job_of(ad(JobStatus=4, ExitCode=3, VmjobStatus=0)).status == 0
+    assert job_of(ad(JobStatus=4, ExitBySignal=True, ExitSignal=9)).status == 137
+    held = job_of(ad(JobStatus=5, HoldReason="a\x1b[31mb", VmjobFailure="ImageCorrupt"))
+    assert held.state is State.HELD and held.reason == "a [31mb" and held.failure == "ImageCorrupt"
+
+
+def test_undefined_values_are_nothing() -> None:
+    classad2 = pytest.importorskip("classad2")
+    job = job_of(classad2.ClassAd("[ClusterId = 7; ProcId = 0; JobStatus = 1; ExitCode = undefined; VmjobName = error]"))
+    assert job.id == JobId(7, 0) and job.status is None and job.name == ""
+
+
+def test_a_factory_tells_how_many_wait() -> None:
+    head = {"ClusterId": 7, "TotalSubmitProcs": 10000, "JobMaterializeNextProcId": 1000, "VmjobName": "n"}
+    cluster, = clusters_of([head, ad(ProcId=5), ad(ProcId=2)])
+    assert (cluster.total, cluster.waiting, [job.id.proc for job in cluster.jobs]) == (10000, 9000, [2, 5])
+    assert clusters_of([ad(), ad(ClusterId=3)])[0].id == 3
+
+
+def test_what_is_asked_for_is_what_is_read() -> None:
+    text = (ROOT / "vmjob/batch/jobs.py").read_text().partition("class State")[2]
+    assert [name for name in ATTRIBUTES if f'"{name}"' not in text] == []
+
+
+def test_numbers_of_jobs() -> None:
+    assert parse_id("42") == JobId(42) and parse_id("42.3") == JobId(42, 3) and JobId(42).covers(JobId(42, 3))
+    assert not JobId(42, 1).covers(JobId(42, 3))
+    for text in ("", "x", "1.2.3", "-1", "42.", "42 || true"):
+        with pytest.raises(JobError):
+            parse_id(text)
+
+
+def test_the_carrier_of_a_payload() -> None:
+    assert carrier.of_payload("/var/spool/condor/8/0/cluster8.proc0.subproc0") == 8
+    assert carrier.of_payload("/home/x") is None
+
+
+# ---------------------------------------------------------------- what HTCondor says
+
+
+@pytest.mark.parametrize("complaint, kind", [
+    ("Failed communication with collector.", PoolUnreachable), ("", PoolUnreachable),
+    ("Failed to connect to schedd, errmsg=AUTHENTICATE:1003:Failed to authenticate with any method|"
+     "AUTHENTICATE:1004:Failed to authenticate using IDTOKENS", PoolRefused),
+    ("SECMAN:2010:Received \"DENIED\" from server for user x using method IDTOKENS.", PoolRefused),
+    ("Number of submitted jobs would exceed MAX_JOBS_PER_OWNER", PoolFull),
+    ("expected next ProcId to be 2, but Schedd says -3", PoolFull),
+    ("Failed to do something strange", PoolError)])
+def test_complaints_become_named_errors(complaint: str, kind: type[PoolError]) -> None:
+    error = named(complaint, Place("ce.x:9619"))
+    assert type(error) is kind and "ce.x:9619" in error.message and error.hint and ":1004:" not in error.message
+
+
+class _Slots(Pool):
+    def __init__(self, ads: list[dict[str, Any]]) -> None:
+        super().__init__(Place("ce.x:9619"))
+        self.collector = type("Collector", (), {"query": lambda *a, **k: ads})()
+
+
+def slot(cpus: int = 4, memory: int = 4096, **more: Any) -> dict[str, Any]:
+    return {"TotalSlotCpus": cpus, "TotalSlotMemory": memory, "TotalSlotDisk": 10_000_000.0, **more}
+
+
+def test_what_no_slot_can_hold_is_told() -> None:
+    pytest.importorskip("htcondor2")
+    _Slots([]).check_fits(Request(999, 2**50, 2**50))  # a CE that shows no nodes: nobody knows
+    _Slots([slot()]).check_fits(Request(4, 4096 * MIB, MIB))
+    for request, word in ((Request(5, MIB, MIB), "--cpus"), (Request(1, 4097 * MIB, MIB), "--memory"),
+                          (Request(1, MIB, 2**50), "--disk")):
+        with pytest.raises(NoSlotFits) as told:
+            _Slots([slot(), slot(cpus=2)]).check_fits(request)
+        assert word in told.value.hint and "largest of 2 slots" in told.value.message
+    with pytest.raises(NoSlotFits, match="together"):
+        _Slots([slot(cpus=8, memory=1024), slot()]).check_fits(Request(8, 4096 * MIB, MIB))
+    with pytest.raises(NoSlotFits):  # a dynamic slot is a part of a partitionable one
+        _Slots([slot(cpus=1), slot(cpus=16, DynamicSlot=True)]).check_fits(Request(8, MIB, MIB))
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_tables_leave_empty_columns_out_and_tell_why_jobs_are_held() -> None:
+    text = tables.table(["A", "B", "C"], [["1", "", "3"], ["10", "", ""]])
+    assert text == "A   C\n1   3\n10"
+    held = {"JobStatus": 5, "HoldReason": "ImageCorrupt: x"}
+    clusters = clusters_of([ad(**held), ad(ProcId=2, **held), ad(ProcId=3)])
+    text = tables.clusters(clusters)
+    assert "1 running, 2 held" in text and "7.1 and 1 more: held: ImageCorrupt: x" in text
+    assert "7.1: ImageCorrupt: x" in tables.jobs(list(clusters[0].jobs), 5) and "5 more" in tables.jobs([], 5)

@@ -1,0 +1,188 @@
+"""Carriers: jobs that never run, whose spool folder at a schedd holds files for the jobs that do.
+
+HTCondor spools files for single jobs only, and sends a job's files to its node each time. So an image is spooled once
+for all submissions that use it (and fetched from there once per node), and the payload once for the N jobs of a
+submission, whose results come back into the same folder. What is written here is all the state there is.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from vmjob import process
+from vmjob.batch.description import Submission, carrier_description
+from vmjob.batch.pool import Pool, named, quote, translated
+from vmjob.batch.targets import Target
+from vmjob.errors import PoolError, TransferFailed, VmjobError
+from vmjob.progress import Bar, Reporter
+from vmjob.units import format_size
+
+KEEP_IMAGE = 30 * 24 * 3600  # seconds after the last submission that used it
+KEEP_PAYLOAD = 60 * 24 * 3600
+_STAGE_IN = 3600  # seconds until files that were sent to a schedd must have come on to the compute element
+_GROUP = 100  # files asked for at once
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """``folder``: where the files are at the schedd. ``remote``: CLUSTER.PROC at the compute element, if carried on."""
+
+    cluster: int
+    folder: str
+    remote: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where a node finds the files (slot-run --image-at)."""
+        return self.remote or self.folder
+
+
+def image_carrier(pool: Pool, target: Target, submission: Submission, reporter: Reporter) -> Carrier:
+    """The carrier of the image: the one that is there, else a new one (removed again if it fails).
+
+    Raises TransferFailed and the errors of Pool."""
+    grid = target.element is not None
+    fits = f'VmjobHolds == "image" && VmjobWhat == {quote(submission.digest)} && StageInFinish =!= undefined'
+    if grid:
+        fits += f" && GridResource == {quote(target.grid_resource)} && JobStatus != 5 && JobStatus < 3"
+    for ad in pool.query(fits, ["ClusterId", "Iwd", "GridJobId"]):
+        cluster = int(ad["ClusterId"])
+        with translated(pool.place):
+            pool.schedd.edit(f"{cluster}.0", "VmjobKeepUntil", str(int(time.time()) + KEEP_IMAGE))
+        found = Carrier(cluster, str(ad["Iwd"]), _remote_id(ad))
+        return found if found.remote or not grid else _carried_on(pool, found)
+    size = sum(path.stat().st_size for path in submission.image_files.values())
+    reporter.note(f"the image {submission.image} ({format_size(size)}) goes to {target.name}, once")
+    files = [submission.image_files[sha256] for sha256 in sorted(submission.image_files)]
+    text = carrier_description(target, "image", submission.digest, submission.image, files, KEEP_IMAGE, grid=grid)
+    with reporter.bar(f"send {submission.image}", size) as bar:
+        made = _spool(pool, text, bar)
+    try:
+        _until(pool, made.cluster, lambda ad: ad.get("StageInFinish") is not None, "spooled")
+        return _carried_on(pool, made) if grid else made
+    except BaseException:
+        remove(pool, [made.cluster])
+        raise
+
+
+def payload_carrier(pool: Pool, target: Target, submission: Submission, folder: Path) -> Carrier:
+    """A new carrier with the payload's files. The caller removes it if the submission fails."""
+    files = [folder / name for name in submission.files]
+    return _spool(pool, carrier_description(target, "payload", submission.name, f"of {submission.name}", files,
+                                            KEEP_PAYLOAD))
+
+
+def _spool(pool: Pool, description: str, bar: Optional[Bar] = None) -> Carrier:
+    """``bar``: shows the bytes that went; the bindings stand still meanwhile, so that they work in a child then."""
+    import htcondor2
+
+    schedd = pool.schedd
+    with translated(pool.place):
+        result = schedd.submit(htcondor2.Submit(description), spool=True)
+    cluster = int(result.cluster())
+    try:
+        # when this returns the schedd has the files in their place
+        if bar is None:
+            with translated(pool.place):
+                schedd.spool(result)
+        else:
+            wrong = process.in_child(lambda: schedd.spool(result), bar.set)
+            if wrong:
+                raise named(wrong, pool.place)
+        folder = str(pool.query(f"ClusterId == {cluster}", ["Iwd"])[0]["Iwd"])
+    except (VmjobError, IndexError) as broken:
+        remove(pool, [cluster])
+        if isinstance(broken, IndexError):
+            raise PoolError(f"{pool.place}: the job {cluster} has left the queue",
+                            "somebody removed it, or the site's policy did: ask there") from broken
+        raise TransferFailed(f"the files could not be sent: {broken}",
+                             "try again; if it stays, ask the site whether its schedd has space for them") from broken
+    except BaseException:
+        remove(pool, [cluster])
+        raise
+    return Carrier(cluster, folder)
+
+
+def _carried_on(pool: Pool, carrier: Carrier) -> Carrier:
+    """Wait until the VO's schedd has brought it to the compute element."""
+    ad = _until(pool, carrier.cluster, lambda ad: bool(_remote_id(ad)) and ad.get("GridJobStatus") is not None,
+                "carried on to the compute element")
+    return Carrier(carrier.cluster, carrier.folder, _remote_id(ad))
+
+
+def _remote_id(ad: Any) -> str:
+    """CLUSTER.PROC at the end of ``condor SCHEDD COLLECTOR CLUSTER.PROC``."""
+    found = re.fullmatch(r"condor \S+ \S+ ([0-9]+\.[0-9]+)", str(ad.get("GridJobId", "")))
+    return found[1] if found else ""
+
+
+def _until(pool: Pool, cluster: int, done: Callable[[Any], bool], what: str) -> Any:
+    deadline, pause = time.monotonic() + _STAGE_IN, 0.1
+    while time.monotonic() < deadline:
+        ads = pool.query(f"ClusterId == {cluster}", ["StageInFinish", "GridJobId", "GridJobStatus", "JobStatus",
+                                                     "HoldReason", "HoldReasonCode"])
+        if not ads:
+            raise PoolError(f"{pool.place}: the job {cluster} has left the queue",
+                            "somebody removed it, or the site's policy did: ask there")
+        if done(ads[0]):
+            return ads[0]
+        if ads[0].get("JobStatus") == 5 and ads[0].get("HoldReasonCode") not in (None, 16):
+            raise TransferFailed(f"the image could not be {what}: {ads[0].get('HoldReason')}",
+                                 "the reason comes from HTCondor; if it is about authentication, the schedd needs a "
+                                 "token that the compute element accepts")
+        time.sleep(pause)
+        pause = min(2.0, pause * 1.5)
+    raise TransferFailed(f"the image was not {what} within {_STAGE_IN // 60} minutes", "try again, or ask the site")
+
+
+def remove(pool: Pool, clusters: Sequence[int], why: str = "removed by vmjob") -> None:
+    """Remove carriers; their files go with them. One that is gone already is fine."""
+    import htcondor2
+
+    if clusters:
+        with translated(pool.place):
+            pool.schedd.act(htcondor2.JobAction.Remove, [f"{cluster}.0" for cluster in clusters], why)
+
+
+def bring(pool: Pool, payload: str, names: Sequence[str], folder: Path) -> None:
+    """Copy files of the payload's folder at the schedd into ``folder``. Raises TransferFailed where one is missing."""
+    cluster = of_payload(payload)
+    if cluster is None:
+        raise PoolError(f"{pool.place}: the jobs' folder {payload!r} is none that vmjob made",
+                        "fetch it with HTCondor's own tools")
+    job = f"{cluster}.0"
+    import htcondor2
+
+    for start in range(0, len(names), _GROUP):
+        group = ",".join(names[start:start + _GROUP])
+        try:
+            # what a spooled job's owner is sent, and where to, stands in its ad
+            pool.schedd.edit(job, "TransferOutput", quote(group))
+            pool.schedd.edit(job, "SUBMIT_Iwd", quote(str(folder)))
+            pool.schedd.retrieve(job)
+        except htcondor2.HTCondorException as complaint:
+            raise TransferFailed(f"the results could not be fetched from {pool.place}: "
+                                 f"{' '.join(str(complaint).split())[:300]}",
+                                 "try again; jobs that are still there keep their results") from complaint
+
+
+def orphans(pool: Pool, age: int = 600) -> list[int]:
+    """Payload carriers of submissions that are gone or never came to be (older than ``age`` seconds)."""
+    payloads = pool.query('VmjobHolds == "payload"', ["ClusterId", "Iwd", "QDate"])
+    if not payloads:
+        return []
+    users = pool.query("VmjobPayload =!= undefined", ["VmjobPayload"], clusters=True)
+    used = {str(ad.get("VmjobPayload")) for ad in users}
+    now = time.time()
+    return [int(ad["ClusterId"]) for ad in payloads if str(ad["Iwd"]) not in used and now - float(ad["QDate"]) > age]
+
+
+def of_payload(payload: str) -> Optional[int]:
+    """The carrier's cluster, by its folder."""
+    found = re.search(r"/cluster([0-9]+)\.proc0\.subproc0/?$", payload)
+    return int(found[1]) if found else None

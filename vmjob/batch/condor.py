@@ -1,0 +1,201 @@
+"""Jobs in HTCondor: a schedd here or elsewhere, a compute element, or a compute element through the VO's schedd.
+
+State is the schedd's alone: everything is asked from there each time, and nothing is lost with the client.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Optional
+
+from vmjob.batch import carrier
+from vmjob.batch.description import Submission, jobs_description
+from vmjob.batch.jobs import ATTRIBUTES, Cluster, JobId, JobInfo, State, clusters_of, job_of
+from vmjob.batch.pool import Pool, quote, translated
+from vmjob.batch.targets import Target
+from vmjob.errors import JobUnknown, NameTaken, PoolRefused, PoolUnreachable
+from vmjob.progress import Reporter
+
+_OURS = "VmjobName =!= undefined"
+_ACTIVE = "JobStatus != 3 && JobStatus != 4"
+
+
+class Condor:
+    """The verbs of a target in HTCondor. Raises PoolUnreachable, PoolRefused and PoolError throughout."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.pool = Pool(target.place)
+
+    # ------------------------------------------------------------ submitting
+
+    def check(self, submission: Submission) -> None:
+        """What can be known before anything is sent: NoSlotFits, NameTaken."""
+        element = Pool(self.target.element) if self.target.element else self.pool
+        try:
+            element.check_fits(submission.request)
+        except (PoolUnreachable, PoolRefused):
+            if element is self.pool:
+                raise  # else: what the VO's schedd may reach, we need not
+        self._name_is_free(submission.name)
+
+    def _name_is_free(self, name: str, below: Optional[int] = None) -> None:
+        mine = f"VmjobName == {quote(name)} && {_ACTIVE}" + ("" if below is None else f" && ClusterId < {below}")
+        taken = sorted({int(ad["ClusterId"]) for ad in self.pool.query(mine, ["ClusterId"])})
+        if taken:
+            raise NameTaken(f"jobs named '{name}' are in the queue of {self.target.name} already: {taken[0]}",
+                            f"give these another name (--name), or remove those: vmjob rm {taken[0]}")
+
+    def submit(self, submission: Submission, folder: Path, reporter: Reporter) -> int:
+        """Send image and payload (the files of ``folder``) and queue the jobs: the cluster's number. All or nothing: of
+        a submission that fails nothing stays in the queue but an image that others can use."""
+        self.check(submission)
+        carrier.remove(self.pool, carrier.orphans(self.pool), "the jobs it was for are gone")
+        image = carrier.image_carrier(self.pool, self.target, submission, reporter)
+        with ExitStack() as undo:
+            payload = carrier.payload_carrier(self.pool, self.target, submission, folder)
+            undo.callback(carrier.remove, self.pool, [payload.cluster])
+            description = jobs_description(self.target, submission, payload.folder, image.place)
+            cluster = self._queue(description, submission.rows)
+            undo.callback(self.remove, [JobId(cluster)])
+            self._name_is_free(submission.name, below=cluster)  # of two that came at once the first one stays
+            undo.pop_all()
+        return cluster
+
+    def _queue(self, description: str, rows: Sequence[str]) -> int:
+        import htcondor2
+
+        schedd, submit = self.pool.schedd, htcondor2.Submit(description)
+        with translated(self.pool.place):
+            if any(rows):
+                result = schedd.submit(submit, count=1, itemdata=iter([{"parameters": row} for row in rows]))
+            else:
+                result = schedd.submit(submit, count=len(rows))
+        return int(result.cluster())
+
+    # ------------------------------------------------------------ looking
+
+    def clusters(self, ids: Sequence[JobId] = ()) -> list[Cluster]:
+        """What is in the queue: of ``ids``, or all of ours. Raises JobUnknown for a number that is not there."""
+        # what was fetched leaves the queue within a minute
+        ads = self.pool.query(_either(ids) if ids else f"{_OURS} && VmjobFetched =!= true", ATTRIBUTES, clusters=True)
+        found = [c for c in clusters_of([ad for ad in ads if type(ad.get("VmjobName")) is str]) if c.jobs or c.waiting]
+        for one in ids:
+            cluster = next((c for c in found if c.id == one.cluster), None)
+            if not cluster or (one.proc is not None and one.proc < cluster.total - cluster.waiting
+                               and not any(one.covers(job.id) for job in cluster.jobs)):
+                raise JobUnknown(f"there is no job {one} in the queue of {self.target.name}",
+                                 f"vmjob status shows what there is; what has left the queue: vmjob history {one}")
+        return found
+
+    def jobs(self, ids: Sequence[JobId]) -> list[JobInfo]:
+        """The jobs in the queue that ``ids`` name."""
+        return [job for cluster in self.clusters(ids) for job in cluster.jobs
+                if not ids or any(one.covers(job.id) for one in ids)]
+
+    def history(self, ids: Sequence[JobId] = (), most: int = 50) -> list[JobInfo]:
+        """Jobs that have left the queue, latest first."""
+        user, schedd = self.pool.user, self.pool.schedd
+        with translated(self.pool.place):
+            ads = list(schedd.history(f"Owner == {quote(user)} && ({_either(ids)})", ATTRIBUTES, most))
+        return [job_of(ad) for ad in ads]
+
+    # ------------------------------------------------------------ acting
+
+    def remove(self, ids: Sequence[JobId]) -> int:
+        """Remove jobs, and a submission's payload when none of its jobs is left; how many jobs were removed."""
+        before = self.clusters(ids)
+        self._act("Remove", ids, "removed with vmjob rm")
+        whole = [c for c in before if JobId(c.id) in ids]
+        self._until_gone([c.id for c in whole])
+        left = {c.id for c in self.clusters()}
+        gone = [carrier.of_payload(c.payload) for c in before if c.id not in left]
+        carrier.remove(self.pool, [one for one in gone if one is not None])
+        return sum(len([job for job in c.jobs if any(one.covers(job.id) for one in ids)])
+                   + (c.waiting if c in whole else 0) for c in before)
+
+    def remove_images(self) -> tuple[int, int]:
+        """Remove the images that this target keeps for us, but for those that jobs in the queue still need: how many
+        are gone, and how many stay."""
+        kept = self.pool.query('VmjobHolds == "image" && JobStatus != 3', ["ClusterId", "VmjobWhat"])
+        needed = {ad.get("VmjobImageDigest") for ad in
+                  self.pool.query(f"{_OURS} && {_ACTIVE}", ["VmjobImageDigest"], clusters=True)}
+        gone = [int(ad["ClusterId"]) for ad in kept if ad.get("VmjobWhat") not in needed]
+        carrier.remove(self.pool, gone)
+        return len(gone), len(kept) - len(gone)
+
+    def _until_gone(self, clusters: Sequence[int], patience: float = 30) -> None:
+        """A job that runs is asked to end first; its log is in the payload's folder."""
+        deadline = time.monotonic() + patience
+        while clusters and time.monotonic() < deadline:
+            wanted = " || ".join(f"ClusterId == {c}" for c in clusters)
+            if not self.pool.query(wanted, ["ClusterId"], clusters=True):
+                return
+            time.sleep(0.5)
+
+    def release(self, ids: Sequence[JobId]) -> int:
+        """Let held jobs run again, with all their tries; how many."""
+        held = [str(job.id) for job in self.jobs(ids) if job.state is State.HELD]
+        if not held:
+            return 0
+        with translated(self.pool.place):
+            self.pool.schedd.edit(held, "NumJobCompletions", "0")
+        return self._act("Release", [JobId(*map(int, one.split("."))) for one in held], "released with vmjob release")
+
+    def _act(self, action: str, ids: Sequence[JobId], why: str) -> int:
+        import htcondor2
+
+        constraint = f"(Owner == {quote(self.pool.user)}) && {_OURS} && ({_either(ids)})"
+        with translated(self.pool.place):
+            answer = self.pool.schedd.act(getattr(htcondor2.JobAction, action), constraint, why)
+        if answer.get("TotalPermissionDenied"):
+            raise PoolRefused(f"{self.target.name} does not let us do this to {answer['TotalPermissionDenied']} jobs",
+                              "they belong to somebody else")
+        return int(answer.get("TotalSuccess", 0))
+
+    # ------------------------------------------------------------ results
+
+    def bring(self, jobs: Sequence[JobInfo], kinds: Sequence[str], folder: Path) -> None:
+        """Copy what ended jobs left at the schedd into ``folder``: ``results-N.tar``, ``out-N.txt``, ``err-N.txt`` for
+        the ``kinds`` of results, out and err. Raises TransferFailed."""
+        by_payload: dict[str, list[JobInfo]] = {}
+        for job in jobs:
+            by_payload.setdefault(job.payload, []).append(job)
+        for payload, members in by_payload.items():
+            names = [file_name(kind, job.id) for job in members for kind in kinds]
+            carrier.bring(self.pool, payload, names, folder)
+
+    def fetched(self, jobs: Sequence[JobInfo]) -> None:
+        """The results of these are safe with the user: they may leave the queue, and with the last one the payload."""
+        done = [str(job.id) for job in jobs if job.state is State.DONE]
+        if done:
+            with translated(self.pool.place):
+                self.pool.schedd.edit(done, "VmjobFetched", "true")
+        for cluster in {job.id.cluster for job in jobs}:
+            self._forget(cluster, {job.id for job in jobs if job.state is State.DONE})
+
+    def _forget(self, cluster: int, fetched: set[JobId]) -> None:
+        for found in clusters_of(self.pool.query(f"ClusterId == {cluster}", ATTRIBUTES, clusters=True)):
+            payload = carrier.of_payload(found.payload)
+            if payload is None or found.waiting or any(job.id not in fetched and not job.fetched for job in found.jobs):
+                return
+            carrier.remove(self.pool, [payload])
+
+
+def file_name(kind: str, job: JobId) -> str:
+    """What the submit files call the results, out and err of a job."""
+    return f"{kind}-{job.proc}.{'tar' if kind == 'results' else 'txt'}"
+
+
+def has_results(job: JobInfo) -> bool:
+    """Did the wrapper end in order, so that its files are at the schedd? (A job can be held before it ever ran.)"""
+    return job.state is State.DONE or (job.state is State.HELD and bool(job.outcome))
+
+
+def _either(ids: Sequence[JobId]) -> str:
+    return " || ".join(one.constraint for one in ids) if ids else _OURS
+
+

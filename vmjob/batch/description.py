@@ -1,0 +1,116 @@
+"""What is asked of HTCondor, as submit files: our definitions, then a template that a site can replace. Pure, but for
+reading the template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+from vmjob.batch.targets import Target
+from vmjob.errors import JobError, VmjobError
+
+RESULTS = "vmjob-results.tar"
+SPOOL = "$(payload)"  # stands for the payload's folder while nobody knows it
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one job asks for, QEMU's own needs included. Bytes and seconds."""
+
+    cpus: int
+    memory: int
+    disk: int
+    walltime: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """N jobs of one kind. ``rows``: the parameters of each, as one word (slot-run --parameters). ``files``: the names
+    in the payload folder; ``image_files``: bytes by sha256 of the image's files."""
+
+    name: str
+    image: str
+    digest: str
+    request: Request
+    rows: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    image_files: dict[str, Path] = field(default_factory=dict)
+
+
+def jobs_description(target: Target, submission: Submission, payload: str, image_at: str) -> str:
+    """The submit file of the jobs. ``payload``: the folder at the schedd; ``image_at``: where the node fetches the
+    image, a folder at the schedd or the carrier's CLUSTER.PROC there. Raises JobError where a site's template cannot be
+    read."""
+    import vmjob
+
+    request = submission.request
+    inputs = [f"{payload}/{name}" for name in submission.files if name != "vmjob-wrapper.sh"]
+    arguments = f"--pack {RESULTS}"
+    if target.image_with_job:
+        inputs += [f"{image_at}/{sha256}" for sha256 in sorted(submission.image_files)]
+    else:
+        arguments += f" --image-at {image_at}"
+    definitions = {
+        "vmjob_name": submission.name, "vmjob_image": submission.image, "vmjob_digest": submission.digest,
+        "vmjob_version": vmjob.__version__, "vmjob_cpus": str(request.cpus),
+        "vmjob_memory": str(-(-request.memory // 2**20)), "vmjob_disk": str(-(-request.disk // 2**10)),
+        **({"vmjob_walltime": str(request.walltime)} if request.walltime else {}),
+        "vmjob_retries": str(target.retries), "vmjob_avoid": str(target.avoid),
+        "vmjob_payload": payload, "vmjob_inputs": ",".join(inputs),
+        "vmjob_arguments": arguments,
+    }
+    if target.element:
+        definitions["vmjob_element"] = target.grid_resource
+    text = _render(target, "condor-ce" if target.element else "condor", definitions)
+    return text + "".join(f"{key} = {value}\n" for key, value in target.lines)
+
+
+def carrier_description(target: Target, holds: str, what: str, title: str, files: list[Path], keep: int, *,
+                        grid: bool = False) -> str:
+    """The submit file of a carrier. ``keep``: seconds until the schedd may drop it."""
+    for path in files:
+        if "," in str(path) or "\n" in str(path):
+            raise JobError(f"{path}: HTCondor cannot transfer a file with a comma in its path",
+                           "move or rename the folder")
+    definitions = {"vmjob_title": f"vmjob keeps the {holds} {title}", "vmjob_holds": holds, "vmjob_what": what,
+                   "vmjob_files": ",".join(map(str, files)), "vmjob_keep": str(keep)}
+    if grid:
+        definitions["vmjob_element"] = target.grid_resource
+    return _render(target, "carrier-ce" if grid else "carrier", definitions)
+
+
+def _render(target: Target, name: str, definitions: dict[str, str]) -> str:
+    for key, value in definitions.items():
+        if "\n" in value:
+            raise JobError(f"{key}: {value!r} has a line break in it", "HTCondor's submit files have one line a value")
+    return "".join(f"{key} = {value}\n" for key, value in definitions.items()) + "\n" + _template(target, name)
+
+
+def _template(target: Target, name: str) -> str:
+    """The site's or the user's own file where there is one, else ours."""
+    import pkgutil
+
+    own = target.templates / f"{name}.sub" if target.templates else None
+    if target.templates and not target.templates.is_dir():
+        raise JobError(f"{target.templates}: no such folder (templates of the target {target.name})",
+                       "mend the path in targets.yaml")
+    if own and own.exists():
+        try:
+            return own.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as unreadable:
+            raise JobError(f"{own}: cannot be read: {unreadable}", "check its permissions") from unreadable
+    data: Optional[bytes]
+    try:
+        data = pkgutil.get_data("vmjob", f"submit-templates/{name}.sub")
+    except OSError:
+        data = None
+    if data is None:  # a checkout: they are its neighbours
+        import vmjob
+
+        try:
+            data = (Path(vmjob.__file__).parent.parent / "submit-templates" / f"{name}.sub").read_bytes()
+        except OSError as missing:
+            raise VmjobError(f"the template {name}.sub is missing from this installation",
+                             "reinstall vmjob") from missing
+    return data.decode()

@@ -1,0 +1,193 @@
+"""Job ads as typed values: what the user sees of a job, whatever queue it is in."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Optional
+
+from vmjob.errors import JobError
+
+# What a JobInfo is made of; asked for by name, as an ad has some 150 attributes.
+ATTRIBUTES = [
+    "ClusterId", "ProcId", "JobStatus", "HoldReason", "QDate", "ExitCode", "ExitSignal", "ExitBySignal", "RemoteHost",
+    "LastRemoteHost", "JobStartDate", "JobCurrentStartDate", "CompletionDate", "EnteredCurrentStatus", "NumJobStarts",
+    "Args", "GridJobId", "TotalSubmitProcs", "JobMaterializeNextProcId", "VmjobName", "VmjobImage", "VmjobImageDigest",
+    "VmjobPayload", "VmjobStage", "VmjobAccel", "VmjobOutcome", "VmjobStatus", "VmjobFailure", "VmjobMessage",
+    "VmjobHint", "VmjobBootSeconds", "VmjobStageSeconds", "VmjobImageBytes", "VmjobFetched",
+]
+
+
+class State(str, Enum):
+    """HTCondor's job states, and ``waiting``: not yet made of its cluster (late materialisation)."""
+
+    WAITING = "waiting"
+    IDLE = "idle"
+    RUNNING = "running"
+    REMOVED = "removed"
+    DONE = "done"
+    HELD = "held"
+    TRANSFERRING = "transferring"
+    SUSPENDED = "suspended"
+
+
+_STATES = {1: State.IDLE, 2: State.RUNNING, 3: State.REMOVED, 4: State.DONE, 5: State.HELD, 6: State.TRANSFERRING,
+           7: State.SUSPENDED}
+ENDED = (State.DONE, State.HELD, State.REMOVED)
+
+
+@dataclass(frozen=True)
+class JobId:
+    """One job of a cluster, or with ``proc`` None all of it."""
+
+    cluster: int
+    proc: Optional[int] = None
+
+    def __str__(self) -> str:
+        return str(self.cluster) if self.proc is None else f"{self.cluster}.{self.proc}"
+
+    def covers(self, other: JobId) -> bool:
+        return self.cluster == other.cluster and self.proc in (None, other.proc)
+
+    @property
+    def constraint(self) -> str:
+        return f"(ClusterId == {self.cluster}" + ("" if self.proc is None else f" && ProcId == {self.proc}") + ")"
+
+
+def parse_id(text: str) -> JobId:
+    """``CLUSTER`` or ``CLUSTER.PROC``. Raises JobError."""
+    found = re.fullmatch(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?", text)
+    if not found:
+        raise JobError(f"'{text}' is no job number", "as vmjob submit printed it: 42, or 42.3 for one of its jobs")
+    return JobId(int(found[1]), int(found[2]) if found[2] else None)
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """One job as of now. Times in epoch seconds and seconds, sizes in bytes; None: not (yet) known."""
+
+    id: JobId
+    name: str
+    state: State
+    stage: str = ""
+    node: str = ""
+    accelerator: str = ""
+    image: str = ""
+    image_digest: str = ""
+    parameters: str = ""
+    outcome: str = ""
+    status: Optional[int] = None
+    failure: str = ""
+    reason: str = ""
+    hint: str = ""
+    submitted: Optional[float] = None
+    started: Optional[float] = None
+    ended: Optional[float] = None
+    starts: int = 0
+    boot_seconds: Optional[float] = None
+    stage_seconds: str = ""
+    image_bytes: Optional[int] = None
+    fetched: bool = False
+    grid_id: str = ""
+    payload: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        from dataclasses import asdict
+
+        return {**asdict(self), "id": str(self.id), "state": self.state.value}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """All jobs of one submission; ``waiting``: how many are not made yet."""
+
+    id: int
+    name: str
+    total: int
+    waiting: int
+    jobs: tuple[JobInfo, ...]
+    payload: str = ""
+
+
+def job_of(ad: Any) -> JobInfo:
+    """A JobInfo from a job ad (from the queue or the history)."""
+    words = _Words(ad)
+    state = _STATES.get(words.whole("JobStatus") or 0, State.IDLE)
+    status = words.whole("ExitCode")
+    if ad.get("ExitBySignal") is True:
+        status = 128 + (words.whole("ExitSignal") or 0)
+    told = words.whole("VmjobStatus")
+    return JobInfo(
+        id=JobId(words.whole("ClusterId") or 0, words.whole("ProcId")), name=words.text("VmjobName"), state=state,
+        stage=words.text("VmjobStage") if state in (State.RUNNING, State.SUSPENDED) else "",
+        node=_node(words), accelerator=words.text("VmjobAccel"), image=words.text("VmjobImage"),
+        image_digest=words.text("VmjobImageDigest"), parameters=_parameters(words.text("Args")),
+        outcome=words.text("VmjobOutcome") if state in ENDED else "",
+        status=(told if told is not None else status) if state in (State.DONE, State.HELD) else None,
+        failure=words.text("VmjobFailure"), reason=words.text("HoldReason") or words.text("VmjobMessage"),
+        hint=words.text("VmjobHint"), submitted=words.real("QDate"),
+        started=words.real("JobCurrentStartDate") or words.real("JobStartDate"),
+        ended=words.real("CompletionDate") or (words.real("EnteredCurrentStatus") if state in ENDED else None),
+        starts=words.whole("NumJobStarts") or 0, boot_seconds=words.real("VmjobBootSeconds"),
+        stage_seconds=words.text("VmjobStageSeconds"), image_bytes=words.whole("VmjobImageBytes"),
+        fetched=ad.get("VmjobFetched") is True, grid_id=words.text("GridJobId"), payload=words.text("VmjobPayload"))
+
+
+def clusters_of(ads: list[Any]) -> list[Cluster]:
+    """Clusters, oldest first, from a query that included the clusters' own ads."""
+    jobs: dict[int, list[JobInfo]] = {}
+    heads: dict[int, Any] = {}
+    for ad in ads:
+        cluster = _Words(ad).whole("ClusterId") or 0
+        jobs.setdefault(cluster, [])
+        if _Words(ad).whole("ProcId") is None:
+            heads[cluster] = ad
+        else:
+            jobs[cluster].append(job_of(ad))
+    found = []
+    for cluster, members in sorted(jobs.items()):
+        members.sort(key=lambda job: job.id.proc or 0)
+        head = _Words(heads.get(cluster, {}))
+        total = head.whole("TotalSubmitProcs") or len(members)
+        made = head.whole("JobMaterializeNextProcId")
+        name = head.text("VmjobName") or (members[0].name if members else "")
+        payload = head.text("VmjobPayload") or (members[0].payload if members else "")
+        found.append(Cluster(cluster, name, max(total, len(members)), max(0, total - made) if made is not None else 0,
+                             tuple(members), payload))
+    return found
+
+
+def _node(words: _Words) -> str:
+    """``slot1_2@n1.example.org`` is the node n1.example.org."""
+    return (words.text("RemoteHost") or words.text("LastRemoteHost")).rpartition("@")[2]
+
+
+def _parameters(arguments: str) -> str:
+    found = re.search(r"--parameters[= ](\S*)", arguments)
+    if not found:
+        return ""
+    from urllib.parse import parse_qsl
+
+    return " ".join(f"{key}={value}" for key, value in parse_qsl(found[1], keep_blank_values=True))
+
+
+class _Words:
+    """Values of an ad by type; what is undefined, an expression or of another type is None or empty. Text of a job may
+    come from a hostile guest, so that it is made fit for a terminal here."""
+
+    def __init__(self, ad: Any) -> None:
+        self.ad = ad
+
+    def text(self, key: str) -> str:
+        value = self.ad.get(key)
+        return "".join(c if c.isprintable() else " " for c in value) if type(value) is str else ""
+
+    def whole(self, key: str) -> Optional[int]:
+        value = self.ad.get(key)
+        return int(value) if type(value) in (int, float) else None
+
+    def real(self, key: str) -> Optional[float]:
+        value = self.ad.get(key)
+        return float(value) if type(value) in (int, float) and value > 0 else None

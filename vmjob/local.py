@@ -1,0 +1,40 @@
+"""The target ``local``: the same payload and wrapper as at a site, in slots that are folders here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vmjob import bundle, process
+from vmjob.model import Job
+from vmjob.progress import Reporter
+from vmjob.submission import packed
+
+
+def run_here(job: Job, base: Path, rows: Sequence[str], results: Path, reporter: Reporter) -> list[int]:
+    """Run one job for each of ``rows``, one after the other; their exit statuses. Results go into ``results`` (of
+    several into ``results``/NUMBER), with what the program said. Raises as submission.packed; what a run fails of, its
+    status tells."""
+    statuses = []
+    with packed(job, base, rows, reporter) as (_, payload, folder):
+        bundle.add_image(folder, payload)
+        with reporter.bar("jobs", len(rows), "job") as bar:
+            for number, row in enumerate(rows):
+                out = results if len(rows) == 1 else results / str(number)
+                out.mkdir(parents=True, exist_ok=True)
+                statuses.append(_run(folder, out, row))
+                bar.advance(1)
+    return statuses
+
+
+def _run(payload: Path, out: Path, row: str) -> int:
+    with (out / "stdout.txt").open("wb") as stdout, (out / "stderr.txt").open("wb") as stderr:
+        child = process.spawn(["env", f"VMJOB_PYTHON={sys.executable}", "sh", payload / bundle.WRAPPER, "--results",
+                               out.absolute(), f"--parameters={row}"], cwd=out, stdout=stdout, stderr=stderr)
+        try:
+            return child.wait()
+        except BaseException:
+            child.terminate()  # it ends its guest in order
+            child.wait()
+            raise

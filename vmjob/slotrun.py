@@ -1,0 +1,177 @@
+"""What the wrapper starts in a batch slot: the payload beside it is read and run, the results go where the batch system
+looks, and HTCondor is told what to do with the job. Whatever happens, there is a result."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional
+
+from vmjob import config
+from vmjob.chirp import Chirp, unavailable
+from vmjob.errors import VmjobError
+from vmjob.files import RESULT_FILES
+from vmjob.model import ImageFile, Result
+from vmjob.outcome import failure_from_os, failure_of, keep_result
+from vmjob.progress import Reporter
+from vmjob.slot.announce import Announcer
+from vmjob.slot.signals import Signals
+
+if TYPE_CHECKING:
+    from vmjob.image.blobs import Fetch
+    from vmjob.stage.collect import Entry
+
+log = logging.getLogger("vmjob.run")
+
+
+@dataclass(frozen=True)
+class SlotRun:
+    """``payload``: the unpacked folder. ``results``: the folder for the results, or, with ``pack``, one tar file for
+    all of them. ``image_at``: where the submit side keeps what the payload lacks of the image (slot.carrier).
+    ``parameters``: environment variables of this one job (job.with_parameters)."""
+
+    payload: Path
+    results: Path = Path()
+    pack: Optional[Path] = None
+    scratch: Optional[Path] = None
+    image_at: str = ""
+    parameters: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """For temporary files, where the batch system names none."""
+        return self.scratch or Path(os.environ.get("_CONDOR_SCRATCH_DIR") or ".")
+
+
+def slot_run(this: SlotRun, reporter: Reporter) -> Result:
+    """Run the payload. Never raises a VmjobError: the Result tells it. Main thread only."""
+    with Signals() as signals:
+        chirp = Chirp.find(os.environ)
+        announcer = Announcer.begin(os.environ, reporter, chirp)
+        try:
+            result = _packed(this, announcer, chirp, signals) if this.pack else \
+                _run(this, this.results, announcer, chirp, signals)
+        except Exception as failure:  # the scratch folder, mostly
+            result = _failed(failure)
+        signals.listener = announcer.hurry
+        announcer.finish(result)
+    return result
+
+
+def _run(this: SlotRun, results: Path, announcer: Announcer, chirp: Optional[Chirp], signals: Signals) -> Result:
+    from vmjob.image.store import Store
+    from vmjob.job import with_parameters
+    from vmjob.payload import read_payload
+    from vmjob.run import run
+    from vmjob.slot.limits import detect
+
+    try:
+        payload = read_payload(this.payload, fetchable=bool(this.image_at))
+        payload = replace(payload, job=with_parameters(payload.job, this.parameters, "--parameters"))
+        slot = detect(os.environ, this.folder)
+        store = Store(config.cache_dir())
+        # once it runs, the run hears the signals; after it they only shorten the end
+        signals.listener = announcer.hurry
+        return run(payload, slot, store, results=results, reporter=announcer,
+                   fetch=_fetch(this.image_at, chirp) if this.image_at else None)
+    except Exception as failure:
+        signals.listener = announcer.hurry
+        return keep_result(_failed(failure), results)
+
+
+def _fetch(image_at: str, chirp: Optional[Chirp]) -> Fetch:
+    """Brings files of the image from the submit side. Fails when it is called: mostly the node has them."""
+
+    def pieces(file: ImageFile) -> Iterator[bytes]:
+        from vmjob.slot import carrier
+
+        if chirp is None:
+            raise unavailable()
+        iwd = "" if image_at.startswith("/") else chirp.get("Iwd")
+        return chirp.pieces(f"{carrier.folder(image_at, iwd)}/{file.sha256}", file.size)
+
+    return pieces
+
+
+def _failed(failure: Exception) -> Result:
+    import socket
+    import time
+
+    if isinstance(failure, OSError):
+        failure = failure_from_os(failure)
+    elif not isinstance(failure, VmjobError):
+        log.error("this is a bug in vmjob", exc_info=failure)
+        failure = VmjobError(f"bug in vmjob: {type(failure).__name__}: {failure}",
+                             "please report it with the lines above")
+    now = round(time.time(), 3)
+    return Result(job="", outcome="failed", status=failure.status, failure=failure_of(failure), started=now, ended=now,
+                  host=socket.gethostname())
+
+
+# ---------------------------------------------------------------- the results as one file
+
+
+def _packed(this: SlotRun, announcer: Announcer, chirp: Optional[Chirp], signals: Signals) -> Result:
+    """Run with the results in a folder that becomes the file ``this.pack``."""
+    from vmjob.slot.scratch import scratch
+
+    assert this.pack
+    with scratch(this.folder) as folder:
+        results = folder / "results"
+        results.mkdir()
+        result = _run(this, results, announcer, chirp, signals)
+        try:
+            pack_results(results, this.pack)
+        except (VmjobError, OSError) as failure:
+            result = _alone(result, _failed(failure), folder / "alone", this.pack)
+    return result
+
+
+def _alone(result: Result, failed: Result, folder: Path, target: Path) -> Result:
+    """A result without the outputs, where these cannot be packed: what cannot come back is no success."""
+    failure = failed.failure
+    if result.outcome != "failed":
+        result = replace(result, outcome="failed", status=failed.status, failure=failure, outputs=(), bytes_out=0)
+    try:
+        folder.mkdir()
+        result = keep_result(result, folder)
+        pack_results(folder, target)
+    except (VmjobError, OSError) as again:
+        log.error("%s cannot be written: %s", target, again)
+    return result
+
+
+def pack_results(folder: Path, target: Path) -> None:
+    """All of ``folder`` as the tar archive ``target``, result.json first; links stay links. There whole or not at all.
+    Raises ScratchFull, JobError, OSError."""
+    from vmjob.stage.pack import write_archive
+
+    spare = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        write_archive(_entries(folder), spare, lambda _: None)
+        spare.replace(target)
+    finally:
+        spare.unlink(missing_ok=True)
+
+
+def _entries(folder: Path) -> Iterator[Entry]:
+    from vmjob.stage.collect import OURS
+
+    first = [folder / name for name in RESULT_FILES if (folder / name).exists()]
+    yield from map(lambda path: _entry(folder, path), first)
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(folders + files):
+            path = Path(place, name)
+            if path not in first and not name.startswith(OURS):
+                yield _entry(folder, path)
+
+
+def _entry(folder: Path, path: Path) -> Entry:
+    from vmjob.stage.collect import Entry
+
+    link = os.readlink(path) if path.is_symlink() else None  # noqa: PTH115 - a Path would tidy what it says
+    return Entry(str(path.relative_to(folder)), path, path.lstat(), link)

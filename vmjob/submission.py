@@ -1,0 +1,225 @@
+"""The submit-side flow for batch systems: job + target → jobs in a queue, and their results back."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+from urllib.parse import urlencode
+
+from vmjob import bundle, config, submit
+from vmjob.batch.description import Request, Submission
+from vmjob.errors import JobError, OutputMissing, OutputRefused
+from vmjob.files import place, real_kind
+from vmjob.model import Job, Manifest, Payload
+from vmjob.payload import INPUT, NAME
+from vmjob.progress import Reporter
+
+if TYPE_CHECKING:
+    from vmjob.batch.condor import Condor
+    from vmjob.batch.jobs import JobInfo
+    from vmjob.batch.targets import Target
+
+MOST_JOBS = 1_000_000
+_SPARE_TIME = 15 * 60  # seconds beside the job's walltime: fetching the image, booting, the way back
+_SPARE_DISK = 256 * 2**20  # bytes for the guest's own writes, where its image has a disk: 4 times as much
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What ``submit_job`` did: the cluster's number at the target."""
+
+    cluster: int
+    jobs: int
+    name: str
+    target: str
+
+
+@contextmanager
+def packed(job: Job, base: Path, rows: Sequence[str], reporter: Reporter) -> Iterator[tuple[Submission, Payload, Path]]:
+    """The submission of ``job``, its payload, and a folder with the payload's files but the image's; gone at the end.
+    Raises ImageMissing, ImageError, InputMissing, JobError."""
+    from vmjob.api import default_scratch
+    from vmjob.image.store import Store
+    from vmjob.slot.scratch import scratch
+
+    with scratch(default_scratch()) as folder:
+        payload = submit.resolve(job, base, Store(config.store_dir()), folder, reporter)
+        # here and not only on the node: a broken image should not travel
+        image = submit.home_of(payload).open(payload.manifest, payload.image_files, reporter)
+        payload = replace(payload, image_files=image.paths)
+        out = folder / "payload"
+        out.mkdir()
+        bundle.write_small(out, payload)
+        if payload.input_archive:
+            place(payload.input_archive, out / INPUT)
+        yield _submission(payload, rows, tuple(sorted(path.name for path in out.iterdir()))), payload, out
+
+
+def describe(job: Job, base: Path, target: Target, rows: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The submit file that ``submit_job`` would use, and the payload's document, without a network and without making
+    anything: $(payload) and $(image) stand for the folders that the schedd gives. Raises as packed."""
+    from vmjob.api import default_scratch
+    from vmjob.batch.description import SPOOL, jobs_description
+    from vmjob.image.store import Store
+    from vmjob.payload import payload_document
+    from vmjob.stage.collect import collect
+
+    collect(job.inputs, base, default_scratch())
+    manifest, files = Store(config.store_dir()).resolve(job.image)
+    payload = Payload(job, manifest, files)
+    if target.kind == "local":
+        return "", payload_document(payload)
+    names = [bundle.WRAPPER, bundle.PYZ, NAME] + ([INPUT] if job.inputs else [])
+    text = jobs_description(target, _submission(payload, rows, tuple(sorted(names))), SPOOL, "$(image)")
+    if any(rows):
+        shown = [*rows[:10], *([f"# … {len(rows)} rows"] if len(rows) > 10 else [])]
+        return text + "\nqueue parameters from (\n" + "".join(f"  {row}\n" for row in shown) + ")\n", \
+            payload_document(payload)
+    return text + f"\nqueue {len(rows)}\n", payload_document(payload)
+
+
+def submit_job(job: Job, base: Path, target: Target, rows: Sequence[str], reporter: Reporter) -> Submitted:
+    """Queue one job for each of ``rows`` at ``target``, all or nothing. Raises the errors of packed and batch.condor."""
+    from vmjob.batch.condor import Condor
+
+    batch = Condor(target)
+    with packed(job, base, rows, reporter) as (submission, _, folder):
+        cluster = batch.submit(submission, folder, reporter)
+    return Submitted(cluster, len(rows), job.name, target.name)
+
+
+def request_of(job: Job, manifest: Manifest, extra_disk: int = 0) -> Request:
+    """What one job asks of the batch system: its own wishes, or what its image needs, and what QEMU needs beside.
+    ``extra_disk``: bytes that come with the job. The accelerator is the node's, so the larger overhead is asked for,
+    unless the job insists on KVM. Pure."""
+    from vmjob.model import Accel
+    from vmjob.slot.grant import DEFAULT_MEMORY, needed_memory, overhead_of
+
+    wants = job.resources
+    memory = max(wants.memory or DEFAULT_MEMORY, manifest.needs_memory)
+    overhead = overhead_of("kvm" if job.accel is Accel.KVM else "tcg")
+    outputs = (wants.disk or 2**30) if job.outputs else 0
+    own = _SPARE_DISK * (4 if manifest.file("disk") else 1)
+    # the outputs are there as the guest's disk, unpacked, and packed again for the way back
+    return Request(cpus=max(wants.cpus or 1, manifest.needs_cpus), memory=needed_memory(memory, overhead),
+                   disk=3 * outputs + own + extra_disk,
+                   walltime=wants.walltime + _SPARE_TIME if wants.walltime else None)
+
+
+def _submission(payload: Payload, rows: Sequence[str], files: tuple[str, ...]) -> Submission:
+    manifest = payload.manifest
+    archive = payload.input_archive.stat().st_size if payload.input_archive else 0
+    return Submission(
+        name=payload.job.name, image=manifest.name, digest=manifest.digest, rows=tuple(rows), files=files,
+        # a node without a cache keeps the image in the job's own scratch
+        request=request_of(payload.job, manifest, 2 * archive + manifest.size),
+        image_files={file.sha256: payload.image_files[file.role] for file in manifest.files})
+
+
+# ---------------------------------------------------------------- parameters
+
+
+def parameter_rows(count: Optional[int], settings: Sequence[str], table: Optional[Path]) -> list[str]:
+    """The parameters of each job, as slot-run takes them. ``settings``: NAME=VALUE for all, $(Process) in a value is
+    the job's number from 0 on; ``table``: a CSV file whose first line names the parameters, one job a line.
+    Raises JobError naming option, file and line."""
+    fixed = dict(_setting(text) for text in settings)
+    lines = _table(table) if table else None
+    if lines is not None and count is not None and count != len(lines):
+        raise JobError(f"-n {count}, but {table} has {len(lines)} rows", "leave -n out: it is one job a row")
+    number = len(lines) if lines is not None else 1 if count is None else count
+    if not 0 < number <= MOST_JOBS:
+        raise JobError(f"-n {number}: a submission has 1 to {MOST_JOBS} jobs", "submit more than once")
+    rows = []
+    for process in range(number):
+        values = {name: value.replace("$(Process)", str(process)) for name, value in fixed.items()}
+        rows.append(urlencode({**values, **(lines[process] if lines is not None else {})}))
+    return rows
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise JobError(f"--set {text}: expected NAME=VALUE", "--set SEED='$(Process)' sets a variable of the program")
+    return name, value
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file, skipinitialspace=True)
+            cells = [[cell.strip() for cell in line] for line in reader]
+            names, *lines = [line for line in cells if any(line)]
+    except (OSError, UnicodeDecodeError, csv.Error) as unreadable:
+        raise JobError(f"--from {path}: cannot be read: {unreadable}", "a CSV file, its first line names the parameters") \
+            from unreadable
+    except ValueError:
+        raise JobError(f"--from {path}: is empty", "a CSV file, its first line names the parameters") from None
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or names.count(name) > 1:
+            raise JobError(f"--from {path}: line 1: '{name}' is no name of a parameter, or twice there",
+                           "the first line has the names, such as SEED,EVENTS")
+    for at, line in enumerate(lines, 2):
+        if len(line) != len(names):
+            raise JobError(f"--from {path}: row {at} has {len(line)} values, line 1 names {len(names)}",
+                           "one value for each name")
+    if not lines:
+        raise JobError(f"--from {path}: has names and no row", "one job a row")
+    return [dict(zip(names, line)) for line in lines]
+
+
+# ---------------------------------------------------------------- results
+
+
+def fetch(batch: Condor, jobs: Sequence[JobInfo], folder: Path, reporter: Reporter, *, flat: bool = False,
+          keep: bool = False) -> list[dict[str, Any]]:
+    """Bring the results of ended jobs into ``folder``/PROC (``flat``: into ``folder`` itself): their result.json.
+
+    What a guest made is unpacked as distrustfully as on the node. Unless ``keep``, the jobs may leave the queue then.
+    Raises TransferFailed, OutputRefused, ScratchFull, FolderBusy."""
+    from vmjob.batch.condor import file_name
+    from vmjob.slot.scratch import claim, scratch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    with scratch(folder) as here, reporter.bar("fetch", len(jobs), "job") as bar:
+        for start in range(0, len(jobs), 20):
+            some = jobs[start:start + 20]
+            batch.bring(some, ("results", "out", "err"), here)
+            for job in some:
+                target = folder if flat else folder / str(job.id.proc)
+                with claim(target):
+                    found.append(_unpack(here / file_name("results", job.id), target, reporter))
+                    for kind, name in (("out", "stdout.txt"), ("err", "stderr.txt")):
+                        # one of this name may be the job's own
+                        if real_kind(target / name) is None or name not in found[-1]["outputs"]:
+                            (here / file_name(kind, job.id)).replace(target / name)
+                (here / file_name("results", job.id)).unlink()
+                bar.advance(1)
+            if not keep:
+                batch.fetched(some)
+    return found
+
+
+def _unpack(archive: Path, folder: Path, reporter: Reporter) -> dict[str, Any]:
+    import json
+
+    from vmjob import schema
+    from vmjob.stage.archive import unpack_results
+
+    unpack_results(archive, folder, reporter)
+    path = folder / "result.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as missing:
+        raise OutputMissing(f"{folder}: no result.json came back: a missing result is a failure",
+                            "see stderr.txt there, and vmjob status") from missing
+    except ValueError as broken:
+        raise OutputRefused(f"{path}: is no JSON: {broken}",
+                            "the job's node or its disk is at fault; submit again") from broken
+    return schema.check(document, "result", str(path), OutputRefused)
