@@ -84,7 +84,7 @@ def describe(job: Job, base: Path, target: Target, rows: Sequence[str]) -> tuple
 
 
 def submit_job(job: Job, base: Path, target: Target, rows: Sequence[str], reporter: Reporter) -> Submitted:
-    """Queue one job for each of ``rows`` at ``target``, all or nothing. Raises the errors of packed and batch.condor."""
+    """Queue one job for each of ``rows`` at ``target``, all or nothing. Raises as packed and batch.condor do."""
     from vmjob.batch.condor import Condor
 
     batch = Condor(target)
@@ -156,8 +156,8 @@ def _table(path: Path) -> list[dict[str, str]]:
             cells = [[cell.strip() for cell in line] for line in reader]
             names, *lines = [line for line in cells if any(line)]
     except (OSError, UnicodeDecodeError, csv.Error) as unreadable:
-        raise JobError(f"--from {path}: cannot be read: {unreadable}", "a CSV file, its first line names the parameters") \
-            from unreadable
+        raise JobError(f"--from {path}: cannot be read: {unreadable}",
+                       "a CSV file, its first line names the parameters") from unreadable
     except ValueError:
         raise JobError(f"--from {path}: is empty", "a CSV file, its first line names the parameters") from None
     for name in names:

@@ -61,6 +61,13 @@ class Run:
         """What of this start still runs on its node."""
         return [p for p in site.processes(self.node) if self.inside in _environment(p.pid)]
 
+    def starter(self, site: Site) -> int:
+        """The process number of its condor_starter."""
+        above = {int(Path(f"/proc/{p.pid}/stat").read_text().rpartition(")")[2].split()[1])
+                 for p in self.processes(site)}
+        [found] = [p.pid for p in site.processes(self.node) if p.program == "condor_starter" and p.pid in above]
+        return found
+
     def left(self, site: Site) -> list[str]:
         """Programs and folders that remain of it."""
         return [p.program for p in self.processes(site)] + [str(self.folder)] * self.folder.exists()

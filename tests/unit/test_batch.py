@@ -68,7 +68,8 @@ targets:
     found = targets.choose(None)
     assert found.place == Place("ap.x:9618", "s1") and found.element == Place("ce.x:9619")
     assert found.grid_resource == "condor ce.x ce.x:9619"
-    assert found.retries == 7 and found.avoid == 60 and found.image_with_job and found.lines == (("+A", "true"), ("b", "3"))
+    assert found.retries == 7 and found.avoid == 60 and found.image_with_job
+    assert found.lines == (("+A", "true"), ("b", "3"))
     assert found.templates == Path("~/t").expanduser() and targets.names() == ["ce"]
 
 
@@ -205,7 +206,7 @@ def test_a_job_that_ended_a_killed_one_and_a_held_one() -> None:
 
 def test_undefined_values_are_nothing() -> None:
     classad2 = pytest.importorskip("classad2")
-    job = job_of(classad2.ClassAd("[ClusterId = 7; ProcId = 0; JobStatus = 1; ExitCode = undefined; VmjobName = error]"))
+    job = job_of(classad2.ClassAd("[ClusterId = 7; ProcId = 0; JobStatus=1; ExitCode = undefined; VmjobName = error]"))
     assert job.id == JobId(7, 0) and job.status is None and job.name == ""
 
 

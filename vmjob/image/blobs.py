@@ -229,6 +229,9 @@ def receive_file(file: ImageFile, fetch: Fetch, target: Path, bar: Optional[Bar]
         target.unlink(missing_ok=True)
         if isinstance(failure, OSError) and failure.errno in FULL:
             raise ScratchFull(f"{target.parent}: no space for {file.path}", _ROOM) from failure
+        if isinstance(failure, ImageCorrupt):  # twice
+            failure.hint = ("the copy at the submit side is spoilt: remove it with these jobs (vmjob rm ID --images), "
+                            "and submit again")
         raise
 
 
