@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from vmjob import bundle, process
+from vmjob.batch.description import Parameters
 from vmjob.model import Job
 from vmjob.progress import Reporter
 from vmjob.submission import packed
 
 
-def run_here(job: Job, base: Path, rows: Sequence[str], results: Path, reporter: Reporter) -> list[int]:
-    """Run one job for each of ``rows``, one after the other; their exit statuses. Results go into ``results`` (of
+def run_here(job: Job, base: Path, parameters: Parameters, results: Path, reporter: Reporter) -> list[int]:
+    """Run the jobs, one after the other; their exit statuses. Results go into ``results`` (of
     several into ``results``/NUMBER), with what the program said. Raises as submission.packed; what a run fails of, its
     status tells."""
     statuses = []
-    with packed(job, base, rows, reporter) as (_, payload, folder):
+    with packed(job, base, parameters, reporter) as (_, payload, folder):
         bundle.add_image(folder, payload)
-        with reporter.bar("jobs", len(rows), "job") as bar:
-            for number, row in enumerate(rows):
-                out = results if len(rows) == 1 else results / str(number)
+        with reporter.bar("jobs", parameters.count, "job") as bar:
+            for number in range(parameters.count):
+                out = results if parameters.count == 1 else results / str(number)
                 out.mkdir(parents=True, exist_ok=True)
-                statuses.append(_run(folder, out, row))
+                statuses.append(_run(folder, out, parameters.of(number)))
                 bar.advance(1)
     return statuses
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
-from urllib.parse import urlencode
+from typing import TYPE_CHECKING, Any
 
 from vmjob import bundle, config, submit
-from vmjob.batch.description import Request, Submission
-from vmjob.errors import JobError, OutputMissing, OutputRefused
+from vmjob.batch.description import Parameters, Request, Submission
+from vmjob.errors import OutputMissing, OutputRefused
 from vmjob.files import place, real_kind
 from vmjob.model import Job, Manifest, Payload
 from vmjob.payload import INPUT, NAME
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
     from vmjob.batch.jobs import JobInfo
     from vmjob.batch.targets import Target
 
-MOST_JOBS = 1_000_000
 _SPARE_TIME = 15 * 60  # seconds beside the job's walltime: fetching the image, booting, the way back
 _SPARE_DISK = 256 * 2**20  # bytes for the guest's own writes, where its image has a disk: 4 times as much
 
@@ -40,7 +36,8 @@ class Submitted:
 
 
 @contextmanager
-def packed(job: Job, base: Path, rows: Sequence[str], reporter: Reporter) -> Iterator[tuple[Submission, Payload, Path]]:
+def packed(job: Job, base: Path, parameters: Parameters,
+           reporter: Reporter) -> Iterator[tuple[Submission, Payload, Path]]:
     """The submission of ``job``, its payload, and a folder with the payload's files but the image's; gone at the end.
     Raises ImageMissing, ImageError, InputMissing, JobError."""
     from vmjob.api import default_scratch
@@ -57,10 +54,10 @@ def packed(job: Job, base: Path, rows: Sequence[str], reporter: Reporter) -> Ite
         bundle.write_small(out, payload)
         if payload.input_archive:
             place(payload.input_archive, out / INPUT)
-        yield _submission(payload, rows, tuple(sorted(path.name for path in out.iterdir()))), payload, out
+        yield _submission(payload, parameters, tuple(sorted(path.name for path in out.iterdir()))), payload, out
 
 
-def describe(job: Job, base: Path, target: Target, rows: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def describe(job: Job, base: Path, target: Target, parameters: Parameters) -> tuple[str, dict[str, Any]]:
     """The submit file that ``submit_job`` would use, and the payload's document, without a network and without making
     anything: $(payload) and $(image) stand for the folders that the schedd gives. Raises as packed."""
     from vmjob.api import default_scratch
@@ -75,22 +72,22 @@ def describe(job: Job, base: Path, target: Target, rows: Sequence[str]) -> tuple
     if target.kind == "local":
         return "", payload_document(payload)
     names = [bundle.WRAPPER, bundle.PYZ, NAME] + ([INPUT] if job.inputs else [])
-    text = jobs_description(target, _submission(payload, rows, tuple(sorted(names))), SPOOL, "$(image)")
-    if any(rows):
-        shown = [*rows[:10], *([f"# … {len(rows)} rows"] if len(rows) > 10 else [])]
-        return text + "\nqueue parameters from (\n" + "".join(f"  {row}\n" for row in shown) + ")\n", \
-            payload_document(payload)
-    return text + f"\nqueue {len(rows)}\n", payload_document(payload)
+    text = jobs_description(target, _submission(payload, parameters, tuple(sorted(names))), SPOOL, "$(image)")
+    queue = f"queue {parameters.count}\n"
+    if parameters.rows:
+        shown = [*parameters.rows[:10], *([f"# … {parameters.count} rows"] if parameters.count > 10 else [])]
+        queue = "queue parameters from (\n" + "".join(f"  {row}\n" for row in shown) + ")\n"
+    return f"{text}\n{queue}", payload_document(payload)
 
 
-def submit_job(job: Job, base: Path, target: Target, rows: Sequence[str], reporter: Reporter) -> Submitted:
-    """Queue one job for each of ``rows`` at ``target``, all or nothing. Raises as packed and batch.condor do."""
+def submit_job(job: Job, base: Path, target: Target, parameters: Parameters, reporter: Reporter) -> Submitted:
+    """Queue the jobs at ``target``, all or nothing. Raises as packed and batch.condor do."""
     from vmjob.batch.condor import Condor
 
     batch = Condor(target)
-    with packed(job, base, rows, reporter) as (submission, _, folder):
+    with packed(job, base, parameters, reporter) as (submission, _, folder):
         cluster = batch.submit(submission, folder, reporter)
-    return Submitted(cluster, len(rows), job.name, target.name)
+    return Submitted(cluster, parameters.count, job.name, target.name)
 
 
 def request_of(job: Job, manifest: Manifest, extra_disk: int = 0) -> Request:
@@ -111,66 +108,14 @@ def request_of(job: Job, manifest: Manifest, extra_disk: int = 0) -> Request:
                    walltime=wants.walltime + _SPARE_TIME if wants.walltime else None)
 
 
-def _submission(payload: Payload, rows: Sequence[str], files: tuple[str, ...]) -> Submission:
+def _submission(payload: Payload, parameters: Parameters, files: tuple[str, ...]) -> Submission:
     manifest = payload.manifest
     archive = payload.input_archive.stat().st_size if payload.input_archive else 0
     return Submission(
-        name=payload.job.name, image=manifest.name, digest=manifest.digest, rows=tuple(rows), files=files,
+        name=payload.job.name, image=manifest.name, digest=manifest.digest, parameters=parameters, files=files,
         # a node without a cache keeps the image in the job's own scratch
         request=request_of(payload.job, manifest, 2 * archive + manifest.size),
         image_files={file.sha256: payload.image_files[file.role] for file in manifest.files})
-
-
-# ---------------------------------------------------------------- parameters
-
-
-def parameter_rows(count: Optional[int], settings: Sequence[str], table: Optional[Path]) -> list[str]:
-    """The parameters of each job, as slot-run takes them. ``settings``: NAME=VALUE for all, $(Process) in a value is
-    the job's number from 0 on; ``table``: a CSV file whose first line names the parameters, one job a line.
-    Raises JobError naming option, file and line."""
-    fixed = dict(_setting(text) for text in settings)
-    lines = _table(table) if table else None
-    if lines is not None and count is not None and count != len(lines):
-        raise JobError(f"-n {count}, but {table} has {len(lines)} rows", "leave -n out: it is one job a row")
-    number = len(lines) if lines is not None else 1 if count is None else count
-    if not 0 < number <= MOST_JOBS:
-        raise JobError(f"-n {number}: a submission has 1 to {MOST_JOBS} jobs", "submit more than once")
-    rows = []
-    for process in range(number):
-        values = {name: value.replace("$(Process)", str(process)) for name, value in fixed.items()}
-        rows.append(urlencode({**values, **(lines[process] if lines is not None else {})}))
-    return rows
-
-
-def _setting(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise JobError(f"--set {text}: expected NAME=VALUE", "--set SEED='$(Process)' sets a variable of the program")
-    return name, value
-
-
-def _table(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file, skipinitialspace=True)
-            cells = [[cell.strip() for cell in line] for line in reader]
-            names, *lines = [line for line in cells if any(line)]
-    except (OSError, UnicodeDecodeError, csv.Error) as unreadable:
-        raise JobError(f"--from {path}: cannot be read: {unreadable}",
-                       "a CSV file, its first line names the parameters") from unreadable
-    except ValueError:
-        raise JobError(f"--from {path}: is empty", "a CSV file, its first line names the parameters") from None
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or names.count(name) > 1:
-            raise JobError(f"--from {path}: line 1: '{name}' is no name of a parameter, or twice there",
-                           "the first line has the names, such as SEED,EVENTS")
-    for at, line in enumerate(lines, 2):
-        if len(line) != len(names):
-            raise JobError(f"--from {path}: row {at} has {len(line)} values, line 1 names {len(names)}",
-                           "one value for each name")
-    if not lines:
-        raise JobError(f"--from {path}: has names and no row", "one job a row")
-    return [dict(zip(names, line)) for line in lines]
 
 
 # ---------------------------------------------------------------- results

@@ -25,10 +25,11 @@ def hide(host: Host, *paths: str) -> None:
             """, *(file.name for file in files))
 
 
-def small_scratch(host: Host, mebibytes: int) -> None:
-    """Jobs that start from now on share a disk of this size for their folders. Until as above."""
-    _root(host, f"mount -t tmpfs -o size={mebibytes}m,mode=755,uid=$(id -u condor),gid=$(id -g condor) "
-                f"{_SOURCE} {EXECUTE}")
+def small_scratch(host: Host, mebibytes: int, folder: str = EXECUTE) -> None:
+    """Jobs that start from now on share a disk of this size for their folders (or find it at ``folder``). Until as
+    above."""
+    _root(host, 'mount -t tmpfs -o "size=$2m,$(stat -c mode=%a,uid=%u,gid=%g "$1")" ' f'{_SOURCE} "$1"', folder,
+          str(mebibytes))
 
 
 def undo(host: Host) -> None:

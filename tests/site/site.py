@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from tests.site import client, hosts, inside, knobs, network, root, tokens
-from tests.site.layout import COLLECTORS, HOSTS, NODES, SITE, Host
+from tests.site.layout import COLLECTORS, EXECUTE, HOSTS, NODES, SITE, Host
 
 READY_SECONDS = 60
 MARK = SITE / "brought-up-by-tests"  # so the last of the tests takes it down
@@ -155,9 +155,9 @@ class Site:
         """To jobs that start from now on these files of the host do not exist."""
         knobs.hide(HOSTS[host], *paths)
 
-    def small_scratch(self, host: str, mebibytes: int) -> None:
-        """All jobs of the host that start from now on share a disk of this size."""
-        knobs.small_scratch(HOSTS[host], mebibytes)
+    def small_scratch(self, host: str, mebibytes: int, folder: str = EXECUTE) -> None:
+        """All jobs of the host that start from now on share a disk of this size, or find it at ``folder``."""
+        knobs.small_scratch(HOSTS[host], mebibytes, folder)
 
     def traffic(self, host: str) -> tuple[int, int]:
         """Bytes that the host has received and sent since the site is up, all protocols, link headers included."""

@@ -39,6 +39,7 @@ class Run:
     node: str
     folder: Path  # the job's, on this machine
     out: BinaryIO = field(repr=False)
+    at: float  # when it was seen, monotonic
 
     @property
     def inside(self) -> str:
@@ -111,7 +112,7 @@ class Witness:
         found = os.fstat(out.fileno())  # as long as it is open here, no other has its number
         if who and (found.st_dev, found.st_ino) not in self._seen:
             self._seen.add((found.st_dev, found.st_ino))
-            self.runs.append(Run(who[1], node, folder, out))
+            self.runs.append(Run(who[1], node, folder, out, time.monotonic()))
         else:
             out.close()
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 
 from tests.conftest import ROOT
 from vmjob.batch import carrier, targets
-from vmjob.batch.description import Request, Submission, carrier_description, jobs_description
+from vmjob.batch.description import Parameters, Request, Submission, carrier_description, jobs_description
 from vmjob.batch.jobs import ATTRIBUTES, JobId, State, clusters_of, job_of, parse_id
 from vmjob.batch.pool import Pool, named
 from vmjob.batch.targets import Place, Target
 from vmjob.cli import tables
 from vmjob.errors import JobError, NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable
 from vmjob.model import Accel, Boot, ImageFile, Job, Manifest, Resources
-from vmjob.submission import parameter_rows, request_of
+from vmjob.parameters import parameters
+from vmjob.submission import request_of
 
 pytestmark = pytest.mark.unit
 MIB = 2**20
@@ -89,7 +91,8 @@ def test_a_wrong_file_is_told_with_its_key(settings: Path, text: str, tells: str
 
 
 def submission(**more: Any) -> Submission:
-    return Submission(name="pythia", image="pythia", digest="sha256:" + "a" * 64, rows=("SEED=0", "SEED=1"),
+    return Submission(name="pythia", image="pythia", digest="sha256:" + "a" * 64,
+                      parameters=Parameters(2, "SEED=$(Process)"),
                       request=Request(2, 1500 * MIB + 1, 3 * 2**30, 3600),
                       files=("input.tar", "payload.json", "vmjob-wrapper.sh", "vmjob.pyz"),
                       image_files={"b" * 64: Path("/store/b"), "a" * 64: Path("/store/a")}, **more)
@@ -153,19 +156,25 @@ def test_disk_is_for_outputs_on_their_three_ways_and_walltime_leaves_time_to_boo
     assert request_of(Job("j", "m", ("true",)), manifest(disk=True)).disk > plain.disk
 
 
+def each(found: Parameters) -> list[str]:
+    return [found.of(process) for process in range(found.count)]
+
+
 def test_parameters_of_each_job() -> None:
-    assert parameter_rows(None, [], None) == [""]
-    assert parameter_rows(3, [], None) == ["", "", ""]
-    assert parameter_rows(2, ["SEED=$(Process)", "A=x y&z"], None) == ["SEED=0&A=x+y%26z", "SEED=1&A=x+y%26z"]
+    assert each(parameters(None, [], None)) == [""] and each(parameters(3, [], None)) == ["", "", ""]
+    found = parameters(2, ["SEED=1$(Process)", "A=x y&z$(HOME)"], None)
+    assert found.shared == "SEED=1$(Process)&A=x+y%26z%24%28HOME%29" and not found.rows
+    assert each(found) == ["SEED=10&A=x+y%26z%24%28HOME%29", "SEED=11&A=x+y%26z%24%28HOME%29"]
 
 
-def test_parameters_from_a_table_win_over_those_for_all(tmp_path: Path) -> None:
+def test_parameters_from_a_table_come_last_and_so_win(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text('SEED, EVENTS\n1, 100\n\n2,"2,00"\n')
-    rows = parameter_rows(None, ["SEED=9", "N=$(Process)"], table)
-    assert rows == ["SEED=1&N=0&EVENTS=100", "SEED=2&N=1&EVENTS=2%2C00"]
+    found = parameters(None, ["SEED=9", "N=$(Process)"], table)
+    assert each(found) == ["SEED=9&N=0&SEED=1&EVENTS=100", "SEED=9&N=1&SEED=2&EVENTS=2%2C00"]
+    assert parse_qsl(found.of(1))[-2:] == [("SEED", "2"), ("EVENTS", "2,00")]
     with pytest.raises(JobError, match="2 rows"):
-        parameter_rows(3, [], table)
+        parameters(3, [], table)
 
 
 @pytest.mark.parametrize("count, settings, text", [
@@ -177,7 +186,7 @@ def test_wrong_parameters_are_refused(tmp_path: Path, count: Any, settings: list
         table = tmp_path / "t.csv"
         table.write_text(text)
     with pytest.raises(JobError) as told:
-        parameter_rows(count, settings, table)
+        parameters(count, settings, table)
     assert told.value.hint
 
 

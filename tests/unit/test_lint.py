@@ -22,7 +22,7 @@ LAYERS = [
      "chirp", ""},
     {"image", "stage", "slot", "vm", "guest", "batch"},
     {"compose", "outcome", "supervise", "prepare", "bundle", "run", "submit", "planning", "api", "slotrun",
-     "submission", "local"},
+     "submission", "local", "parameters"},
     {"cli", "__main__", "__init__"},
 ]
 SHELL = [*ROOT.glob("vmjob/**/*.sh"), *ROOT.glob("wrappers/*.sh"), *(p for p in ROOT.glob(".ci/*") if p.is_file())]

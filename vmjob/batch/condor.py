@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.batch import carrier
-from vmjob.batch.description import Submission, jobs_description
+from vmjob.batch.description import Parameters, Submission, jobs_description
 from vmjob.batch.jobs import ATTRIBUTES, Cluster, JobId, JobInfo, State, clusters_of, job_of
 from vmjob.batch.pool import Pool, quote, translated
 from vmjob.batch.targets import Target
@@ -59,21 +59,21 @@ class Condor:
             payload = carrier.payload_carrier(self.pool, self.target, submission, folder)
             undo.callback(carrier.remove, self.pool, [payload.cluster])
             description = jobs_description(self.target, submission, payload.folder, image.place)
-            cluster = self._queue(description, submission.rows)
+            cluster = self._queue(description, submission.parameters)
             undo.callback(self.remove, [JobId(cluster)])
             self._name_is_free(submission.name, below=cluster)  # of two that came at once the first one stays
             undo.pop_all()
         return cluster
 
-    def _queue(self, description: str, rows: Sequence[str]) -> int:
+    def _queue(self, description: str, parameters: Parameters) -> int:
         import htcondor2
 
         schedd, submit = self.pool.schedd, htcondor2.Submit(description)
         with translated(self.pool.place):
-            if any(rows):
-                result = schedd.submit(submit, count=1, itemdata=iter([{"parameters": row} for row in rows]))
+            if parameters.rows:
+                result = schedd.submit(submit, count=1, itemdata=iter([{"parameters": row} for row in parameters.rows]))
             else:
-                result = schedd.submit(submit, count=len(rows))
+                result = schedd.submit(submit, count=parameters.count)
         return int(result.cluster())
 
     # ------------------------------------------------------------ looking

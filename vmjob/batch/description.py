@@ -11,6 +11,7 @@ from vmjob.batch.targets import Target
 from vmjob.errors import JobError, VmjobError
 
 RESULTS = "vmjob-results.tar"
+PROCESS = "$(Process)"
 SPOOL = "$(payload)"  # stands for the payload's folder while nobody knows it
 
 
@@ -25,15 +26,31 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Parameters:
+    """How many jobs, and what differs between them, in the form of a URL's query (slot-run --parameters). ``shared``
+    may have $(Process) in it, the job's number, for HTCondor to fill in; ``rows`` (none, or one for each job) comes
+    after it and wins."""
+
+    count: int = 1
+    shared: str = ""
+    rows: tuple[str, ...] = ()
+
+    def of(self, process: int) -> str:
+        """The parameters of one job."""
+        own = self.rows[process] if self.rows else ""
+        return "&".join(filter(None, (self.shared.replace(PROCESS, str(process)), own)))
+
+
+@dataclass(frozen=True)
 class Submission:
-    """N jobs of one kind. ``rows``: the parameters of each, as one word (slot-run --parameters). ``files``: the names
-    in the payload folder; ``image_files``: bytes by sha256 of the image's files."""
+    """N jobs of one kind. ``files``: the names in the payload folder; ``image_files``: where the image's files are
+    here, by sha256."""
 
     name: str
     image: str
     digest: str
     request: Request
-    rows: tuple[str, ...]
+    parameters: Parameters = Parameters()
     files: tuple[str, ...] = ()
     image_files: dict[str, Path] = field(default_factory=dict)
 
@@ -51,6 +68,7 @@ def jobs_description(target: Target, submission: Submission, payload: str, image
         inputs += [f"{image_at}/{sha256}" for sha256 in sorted(submission.image_files)]
     else:
         arguments += f" --image-at {image_at}"
+    shared = submission.parameters.shared + ("&" if submission.parameters.rows and submission.parameters.shared else "")
     definitions = {
         "vmjob_name": submission.name, "vmjob_image": submission.image, "vmjob_digest": submission.digest,
         "vmjob_version": vmjob.__version__, "vmjob_cpus": str(request.cpus),
@@ -58,7 +76,7 @@ def jobs_description(target: Target, submission: Submission, payload: str, image
         **({"vmjob_walltime": str(request.walltime)} if request.walltime else {}),
         "vmjob_retries": str(target.retries), "vmjob_avoid": str(target.avoid),
         "vmjob_payload": payload, "vmjob_inputs": ",".join(inputs),
-        "vmjob_arguments": arguments,
+        "vmjob_arguments": f"{arguments} --parameters={shared}$(parameters)",
     }
     if target.element:
         definitions["vmjob_element"] = target.grid_resource

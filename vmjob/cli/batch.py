@@ -17,10 +17,12 @@ from vmjob.batch.jobs import ENDED, Cluster, JobId, JobInfo, State, parse_id
 from vmjob.cli import report, tables
 from vmjob.cli.jobs import job_of
 from vmjob.errors import JobError, JobHeld, JobUnknown
+from vmjob.parameters import parameters
 from vmjob.units import parse_duration
 
 if TYPE_CHECKING:
     from vmjob.batch.condor import Condor
+    from vmjob.batch.description import Parameters
 
 _POLL = 2.0  # seconds
 
@@ -33,13 +35,13 @@ def submit(args: argparse.Namespace) -> int:
         args.name = f"{word or 'job'}-{secrets.token_hex(2)}"
     job, base = job_of(args)
     target = targets.choose(args.to)
-    rows = rows_of(args)
+    wanted = parameters_of(args)
     reporter = report.choose(json=args.json)
     if target.kind == "local":
         from vmjob.local import run_here
 
         results = Path(args.results or f"{job.name}.out")
-        statuses = run_here(job, base, rows, results, reporter)
+        statuses = run_here(job, base, wanted, results, reporter)
         worst = next((status for status in statuses if status), 0)
         if args.json:
             report.show(json.dumps({"target": "local", "name": job.name, "results": str(results),
@@ -49,7 +51,7 @@ def submit(args: argparse.Namespace) -> int:
         return worst
     if args.results:
         raise JobError("--results is for the target local", "other results are brought by: vmjob fetch ID -o DIR")
-    done = submission.submit_job(job, base, target, rows, reporter)
+    done = submission.submit_job(job, base, target, wanted, reporter)
     if args.json:
         print(json.dumps({"id": str(done.cluster), "jobs": done.jobs, "name": done.name, "target": done.target}))
         return 0
@@ -59,9 +61,9 @@ def submit(args: argparse.Namespace) -> int:
     return 0
 
 
-def rows_of(args: argparse.Namespace) -> list[str]:
-    """The parameters of each job that the options ask for."""
-    return submission.parameter_rows(args.count, args.settings, Path(args.table) if args.table else None)
+def parameters_of(args: argparse.Namespace) -> Parameters:
+    """How many jobs, and what differs between them, as the options say."""
+    return parameters(args.count, args.settings, Path(args.table) if args.table else None)
 
 
 def status(args: argparse.Namespace) -> int:

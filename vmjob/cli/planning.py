@@ -40,12 +40,12 @@ def show_submission(job: Job, base: Path, args: argparse.Namespace) -> int:
     """Print what ``vmjob submit`` would hand to the target; returns the exit status."""
     from vmjob import submission
     from vmjob.batch import targets
-    from vmjob.cli.batch import rows_of
+    from vmjob.cli.batch import parameters_of
 
-    target, rows = targets.choose(args.to), rows_of(args)
-    text, document = submission.describe(job, base, target, rows)
+    target, wanted = targets.choose(args.to), parameters_of(args)
+    text, document = submission.describe(job, base, target, wanted)
     if args.json:
-        print(json.dumps({"target": target.name, "submit": text, "payload": document, "jobs": len(rows)}, indent=1))
+        print(json.dumps({"target": target.name, "submit": text, "payload": document, "jobs": wanted.count}, indent=1))
         return 0
     print("# payload")
     print(json.dumps(document, indent=1))
