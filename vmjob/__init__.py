@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from vmjob.model import Input, Job, Resources, Result
     from vmjob.progress import Reporter
 
-__all__ = ["Input", "Job", "Reporter", "Resources", "Result", "VmjobError", "load_job", "pack_job", "run_job"]
+__all__ = ["Input", "Job", "Reporter", "Resources", "Result", "VmjobError", "load_job", "pack_job", "run_job",
+           "submit_job"]
 
-_HOMES = {"pack_job": "api", "run_job": "api", "VmjobError": "errors", "load_job": "job", "Input": "model",
+_HOMES = {"pack_job": "api", "run_job": "api", "submit_job": "api", "VmjobError": "errors", "load_job": "job", "Input": "model",
           "Job": "model", "Resources": "model", "Result": "model", "Reporter": "progress"}
 
 

@@ -28,13 +28,17 @@ vmjob.errors.ImageMissing: there is no image 'no-such-image' on this machine
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from vmjob import config, submit
 from vmjob.model import Job, Result
 from vmjob.progress import Reporter
+
+if TYPE_CHECKING:
+    from vmjob.submission import Submitted
 
 
 def default_scratch() -> Path:
@@ -76,3 +80,23 @@ def pack_job(job: Job, target: Path, *, base: Optional[Path] = None, reporter: O
         # here and not only on the node: a broken image should not travel
         image = submit.home_of(payload).open(payload.manifest, payload.image_files, listener)
         return bundle.pack(replace(payload, image_files=image.paths), target, listener)
+
+
+def submit_job(job: Job, to: Optional[str] = None, *, count: Optional[int] = None, settings: Sequence[str] = (),
+               table: Optional[Path] = None, base: Optional[Path] = None,
+               reporter: Optional[Reporter] = None) -> Submitted:
+    """Send ``count`` jobs to the target ``to`` (a name of targets.yaml or a URL, not ``local``; None: the default);
+    the number of their cluster there. ``settings`` (NAME=VALUE) and ``table`` are as vmjob submit's --set and --from.
+
+    Raises JobError, ImageError, InputMissing; PoolUnreachable, PoolRefused and the other PoolErrors.
+    """
+    from vmjob import submission
+    from vmjob.batch import targets
+    from vmjob.errors import JobError
+    from vmjob.parameters import parameters
+
+    target = targets.choose(to)
+    if target.kind == "local":
+        raise JobError("the target local is this machine", "call run_job")
+    return submission.submit_job(job, base or Path(), target, parameters(count, settings, table),
+                                 reporter or Reporter())

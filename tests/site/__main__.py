@@ -1,8 +1,10 @@
-"""``python -m tests.site up|down|clean|status|shell|exec HOST USER COMMAND…``"""
+"""``python -m tests.site up|down|clean|status|shell|exec HOST USER COMMAND…|inside COMMAND…``: the last runs a command
+where the site can be reached."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 
@@ -57,6 +59,8 @@ def prepare() -> None:
 
 def main(words: list[str]) -> int:
     verb = words[0] if words else ""
+    if verb == "inside" and words[1:]:
+        return inside.run(*words[1:]) if inside.needed() else subprocess.run(words[1:]).returncode
     if not (words[1:2] and words[1] in HOSTS and words[3:] if verb == "exec" else verb in COMMANDS and not words[1:]):
         print(__doc__, file=sys.stderr)
         return 2

@@ -62,7 +62,7 @@ def attach(pool: Pool, job: JobInfo, what: str) -> int:
     if job.state is not State.RUNNING:
         raise _not_running(job)
     tty = what == "shell" and os.isatty(0) and os.isatty(1)
-    place, number = where(pool.place, job)
+    place, number = where(pool.named, job)
     status, said = process.attached([_tool(), *command(place, number, f"sh {WRAPPER} attach {what}", tty)[1:]],
                                     quiet=_QUIET, hint=_MISSING)
     failure = failed(status, said, place, str(job.id))
@@ -73,7 +73,7 @@ def attach(pool: Pool, job: JobInfo, what: str) -> int:
 
 def tail(pool: Pool, job: JobId, kind: str) -> bytes:
     """What a running job has written so far to ``out`` or ``err``. Raises as attach does."""
-    done = process.run([_tool(), *command(pool.place, str(job), f"cat {_FILES[kind]}")[1:]], check=False, timeout=120,
+    done = process.run([_tool(), *command(pool.named, str(job), f"cat {_FILES[kind]}")[1:]], check=False, timeout=120,
                        hint=_MISSING)
     said = done.stderr.decode(errors="replace").strip()
     failure = failed(done.returncode, said, pool.place, str(job))

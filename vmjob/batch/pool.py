@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Optional
 
@@ -63,6 +64,11 @@ class Pool:
     def name(self) -> str:
         """The schedd's name."""
         return str(self.location.get("Name"))
+
+    @property
+    def named(self) -> Place:
+        """The place with the schedd's name, as HTCondor's tools want it; itself where it is this machine's own."""
+        return replace(self.place, schedd=self.name) if self.place.collector else self.place
 
     @cached_property
     def user(self) -> str:
