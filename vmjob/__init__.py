@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Input", "Job", "Reporter", "Resources", "Result", "VmjobError", "load_job", "pack_job", "run_job",
            "submit_job"]
 
-_HOMES = {"pack_job": "api", "run_job": "api", "submit_job": "api", "VmjobError": "errors", "load_job": "job", "Input": "model",
-          "Job": "model", "Resources": "model", "Result": "model", "Reporter": "progress"}
+_HOMES = {"pack_job": "api", "run_job": "api", "submit_job": "api", "VmjobError": "errors", "load_job": "job",
+          "Input": "model", "Job": "model", "Resources": "model", "Result": "model", "Reporter": "progress"}
 
 
 def __getattr__(name: str) -> Any:

@@ -281,8 +281,6 @@ def test_what_no_slot_can_hold_is_told() -> None:
         assert word in told.value.hint and "largest of 2 slots" in told.value.message
     with pytest.raises(NoSlotFits, match="together"):
         _Slots([slot(cpus=8, memory=1024), slot()]).check_fits(Request(8, 4096 * MIB, MIB))
-    with pytest.raises(NoSlotFits):  # a dynamic slot is a part of a partitionable one
-        _Slots([slot(cpus=1), slot(cpus=16, DynamicSlot=True)]).check_fits(Request(8, MIB, MIB))
 
 
 # ---------------------------------------------------------------- tables

@@ -94,10 +94,11 @@ class Pool:
         htcondor = _bindings()
         collector = self.collector
         with translated(self.place):
-            slots = collector.query(htcondor.AdType.Startd, projection=[
-                "Machine", "TotalSlotCpus", "TotalSlotMemory", "TotalSlotDisk", "PartitionableSlot", "DynamicSlot"])
+            # a dynamic slot is a part of a partitionable one
+            slots = collector.query(htcondor.AdType.Startd, constraint="DynamicSlot =!= true",
+                                    projection=["TotalSlotCpus", "TotalSlotMemory", "TotalSlotDisk"])
         sizes = [(number(ad, "TotalSlotCpus"), number(ad, "TotalSlotMemory") * MIB, number(ad, "TotalSlotDisk") * 2**10)
-                 for ad in slots if ad.get("DynamicSlot") is not True]
+                 for ad in slots]
         if not sizes:
             return
         wants = (request.cpus, request.memory, request.disk)
