@@ -19,11 +19,9 @@ demo-pool:
 	@.ci/setup site
 	@.ci/demo-pool
 
-# who is not root has the test site in namespaces, and its tests in a session of their own
 test:
 	@.ci/setup test
-	$(PYTEST)
-	@[ "$$(id -u)" = 0 ] || $(PYTEST) tests/site
+	@.ci/test
 
 unit:
 	@.ci/setup test

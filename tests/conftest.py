@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -75,9 +76,11 @@ def home() -> Path:
     place = BUILD / f"test-home-{digest}"  # an older agent must not be tested
     place.mkdir(parents=True, exist_ok=True)
     cli = Cli(place, place)
-    if cli("image", "inspect", "micro").status:
-        built = cli("image", "micro")
-        assert built.status == 0, built.err
+    with (place / "lock").open("w") as lock:  # sessions may run side by side
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if cli("image", "inspect", "micro").status:
+            built = cli("image", "micro")
+            assert built.status == 0, built.err
     return place
 
 
@@ -87,11 +90,13 @@ def cli(home: Path, tmp_path: Path) -> Iterator[Cli]:
 
 
 def qemus() -> list[int]:
-    """Process numbers of every QEMU of ours that runs."""
+    """Process numbers of every QEMU of ours that runs; those of the test site's nodes are other users'."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
+                if entry.stat().st_uid != os.getuid():
+                    continue
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
