@@ -11,7 +11,8 @@ The tree; the number is the exit status of the wrapper and of ``vmjob run``::
      │   ├─ NameTaken               195
      │   ├─ JobUnknown              196
      │   ├─ TransferFailed          197  transient
-     │   └─ JobHeld                 198
+     │   ├─ JobHeld                 198
+     │   └─ JobsPending             199  transient
      ├─ JobError            200–209      the user can mend it: job file, command line, inputs
      │   └─ InputMissing            201
      ├─ ImageError          210–219      the image maker can mend it
@@ -114,6 +115,11 @@ class TransferFailed(PoolError):
 
 class JobHeld(PoolError):
     status = 198
+
+
+class JobsPending(PoolError):
+    status = 199
+    transient = True
 
 
 class JobError(VmjobError):

@@ -56,6 +56,7 @@ def slot_run(this: SlotRun, reporter: Reporter) -> Result:
                 _run(this, this.results, announcer, chirp, signals)
         except Exception as failure:  # the scratch folder, mostly
             result = _failed(failure)
+            _pack_alone(result, this.pack)
         signals.listener = announcer.hurry
         announcer.finish(result)
     return result
@@ -142,6 +143,24 @@ def _alone(result: Result, failed: Result, folder: Path, target: Path) -> Result
     except (VmjobError, OSError) as again:
         log.error("%s cannot be written: %s", target, again)
     return result
+
+
+def _pack_alone(result: Result, target: Optional[Path]) -> None:
+    """A result without a folder to keep it in: straight into the archive, as HTCondor holds a job that lacks it."""
+    import io
+    import json
+    import tarfile
+
+    if target is None or target.exists():
+        return
+    text = (json.dumps(result.to_json(), indent=1) + "\n").encode()
+    try:
+        info = tarfile.TarInfo(RESULT_FILES[0])
+        info.size, info.mtime = len(text), int(result.ended)
+        with tarfile.open(target, "w") as archive:
+            archive.addfile(info, io.BytesIO(text))
+    except OSError as refused:
+        log.error("%s cannot be written: %s", target, refused)
 
 
 def pack_results(folder: Path, target: Path) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob import bundle, config, submit
 from vmjob.batch.description import Parameters, Request, Submission
-from vmjob.errors import OutputMissing, OutputRefused
+from vmjob.errors import FolderBusy, OutputMissing, OutputRefused, VmjobError
 from vmjob.files import place, real_kind
-from vmjob.model import Job, Manifest, Payload
+from vmjob.model import Image, Job, Manifest, Payload
 from vmjob.payload import INPUT, NAME
 from vmjob.progress import Reporter
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmjob.batch.jobs import JobInfo
     from vmjob.batch.targets import Target
 
+_GROUP = 50  # jobs whose results are on their way at once
 _SPARE_TIME = 15 * 60  # seconds beside the job's walltime: fetching the image, booting, the way back
 _SPARE_DISK = 256 * 2**20  # bytes for the guest's own writes, where its image has a disk: 4 times as much
 
@@ -48,13 +49,25 @@ def packed(job: Job, base: Path, parameters: Parameters,
         payload = submit.resolve(job, base, Store(config.store_dir()), folder, reporter)
         # here and not only on the node: a broken image should not travel
         image = submit.home_of(payload).open(payload.manifest, payload.image_files, reporter)
-        payload = replace(payload, image_files=image.paths)
+        payload = replace(payload, image_files=_by_digest(image, folder))
         out = folder / "payload"
         out.mkdir()
         bundle.write_small(out, payload)
         if payload.input_archive:
             place(payload.input_archive, out / INPUT)
         yield _submission(payload, parameters, tuple(sorted(path.name for path in out.iterdir()))), payload, out
+
+
+def _by_digest(image: Image, folder: Path) -> dict[str, Path]:
+    """The image's files by role, each called by its digest, as nodes ask for it; where neither store nor cache could
+    take them they have names of their own."""
+    paths = dict(image.paths)
+    for file in image.manifest.files:
+        if paths[file.role].name != file.sha256:
+            named = folder / file.sha256
+            place(paths[file.role], named)
+            paths[file.role] = named
+    return paths
 
 
 def describe(job: Job, base: Path, target: Target, parameters: Parameters) -> tuple[str, dict[str, Any]]:
@@ -121,34 +134,56 @@ def _submission(payload: Payload, parameters: Parameters, files: tuple[str, ...]
 # ---------------------------------------------------------------- results
 
 
-def fetch(batch: Condor, jobs: Sequence[JobInfo], folder: Path, reporter: Reporter, *, flat: bool = False,
-          keep: bool = False) -> list[dict[str, Any]]:
-    """Bring the results of ended jobs into ``folder``/PROC (``flat``: into ``folder`` itself): their result.json.
+@dataclass(frozen=True)
+class Fetched:
+    """What came of one job: its result.json, or why its results were not taken."""
 
-    What a guest made is unpacked as distrustfully as on the node. Unless ``keep``, the jobs may leave the queue then.
-    Raises TransferFailed, OutputRefused, ScratchFull, FolderBusy."""
-    from vmjob.batch.condor import file_name
-    from vmjob.slot.scratch import claim, scratch
+    job: JobInfo
+    document: dict[str, Any]
+    failure: Optional[VmjobError] = None
+
+
+def fetch(batch: Condor, jobs: Sequence[JobInfo], folder: Path, reporter: Reporter, *, flat: bool = False,
+          keep: bool = False) -> list[Fetched]:
+    """Bring the results of ended jobs into ``folder``/PROC (``flat``: into ``folder`` itself).
+
+    What a guest made is unpacked as distrustfully as on the node; results that are refused stay where they are. Unless
+    ``keep``, the jobs of the others may leave the queue then. Raises TransferFailed, ScratchFull, SlotError.
+    """
+    from vmjob.slot.scratch import scratch
 
     folder.mkdir(parents=True, exist_ok=True)
-    found = []
+    found: list[Fetched] = []
     with scratch(folder) as here, reporter.bar("fetch", len(jobs), "job") as bar:
-        for start in range(0, len(jobs), 20):
-            some = jobs[start:start + 20]
+        for start in range(0, len(jobs), _GROUP):
+            some = jobs[start:start + _GROUP]
             batch.bring(some, ("results", "out", "err"), here)
             for job in some:
-                target = folder if flat else folder / str(job.id.proc)
-                with claim(target):
-                    found.append(_unpack(here / file_name("results", job.id), target, reporter))
-                    for kind, name in (("out", "stdout.txt"), ("err", "stderr.txt")):
-                        # one of this name may be the job's own
-                        if real_kind(target / name) is None or name not in found[-1]["outputs"]:
-                            (here / file_name(kind, job.id)).replace(target / name)
-                (here / file_name("results", job.id)).unlink()
+                found.append(_take(job, here, folder if flat else folder / str(job.id.proc), reporter))
                 bar.advance(1)
-            if not keep:
-                batch.fetched(some)
+    if not keep:
+        batch.fetched([one.job for one in found if not one.failure])
     return found
+
+
+def _take(job: JobInfo, here: Path, target: Path, reporter: Reporter) -> Fetched:
+    """One job's files out of the folder ``here`` into ``target``."""
+    from vmjob.batch.condor import file_name
+    from vmjob.slot.scratch import claim
+
+    archive = here / file_name("results", job.id)
+    try:
+        with claim(target):
+            document = _unpack(archive, target, reporter)
+            for kind, name in (("out", "stdout.txt"), ("err", "stderr.txt")):
+                # one of this name may be the job's own
+                if real_kind(target / name) is None or name not in document["outputs"]:
+                    (here / file_name(kind, job.id)).replace(target / name)
+        return Fetched(job, document)
+    except (OutputMissing, OutputRefused, FolderBusy) as failure:
+        return Fetched(job, {}, failure)
+    finally:
+        archive.unlink(missing_ok=True)
 
 
 def _unpack(archive: Path, folder: Path, reporter: Reporter) -> dict[str, Any]:
@@ -164,7 +199,7 @@ def _unpack(archive: Path, folder: Path, reporter: Reporter) -> dict[str, Any]:
     except FileNotFoundError as missing:
         raise OutputMissing(f"{folder}: no result.json came back: a missing result is a failure",
                             "see stderr.txt there, and vmjob status") from missing
-    except ValueError as broken:
-        raise OutputRefused(f"{path}: is no JSON: {broken}",
+    except (OSError, ValueError) as broken:
+        raise OutputRefused(f"{path}: cannot be read: {broken}",
                             "the job's node or its disk is at fault; submit again") from broken
     return schema.check(document, "result", str(path), OutputRefused)

@@ -14,6 +14,7 @@ from typing import Any, Optional
 import pytest
 
 from tests.conftest import Cli, Done
+from tests.site.jobs import eventually
 from tests.site.pool import Pool
 from tests.site.site import Site
 
@@ -25,6 +26,8 @@ targets:
   ce: {{url: "condor-ce://{ce}", avoid: 5s}}
   vo: {{url: "condor-ce://ce.vmjob.test:9619", through: "condor://{vo}"}}
   everywhere: {{url: "condor-ce://{ce}", image: job}}
+  few: {{url: "condor-ce://{ce}", submit: {{max_idle: 1}}}}
+  wrong: {{url: "condor-ce://{ce}", submit: {{request_memory: foo bar}}}}
 """
 
 
@@ -104,7 +107,7 @@ def test_many_jobs_through_a_compute_element_and_their_results(vmjob: Vmjob) -> 
     assert "payload" in vmjob("logs", f"{cluster}.2", "--stderr").out.decode()
     fetched = vmjob("fetch", cluster)
     assert fetched.status == 1, fetched.err
-    out = vmjob.cli.cwd / f"{vmjob.name('many')}.out"
+    out = vmjob.cli.cwd / f"{vmjob.name('many')}-{cluster}.out"
     for number in range(3):
         assert (out / f"{number}/o.txt").read_text() == f"seed {number}\n" == (out / f"{number}/stdout.txt").read_text()
         assert result(out / str(number))["status"] == number
@@ -138,9 +141,46 @@ def test_through_the_vos_own_schedd(vmjob: Vmjob) -> None:
     waited = vmjob.wait(cluster, "vo")
     assert waited.status == 0, waited.err
     assert vmjob("fetch", "--to", "vo", cluster).status == 0
-    out = vmjob.cli.cwd / f"{vmjob.name('grid')}.out"
+    out = vmjob.cli.cwd / f"{vmjob.name('grid')}-{cluster}.out"
     assert (out / "1/stdout.txt").read_text().startswith("1\n")
     assert result(out / "1")["slot"] == "htcondor"
+
+
+def test_all_jobs_are_made_though_nobody_fetches_the_ended_ones(vmjob: Vmjob) -> None:
+    cluster = vmjob.submit("made", "-n", 5, "--", "true", to="few")
+    waited = vmjob.wait(cluster)
+    assert waited.status == 0 and len(vmjob.jobs(cluster)) == 5, waited.err
+
+
+def test_single_jobs_of_a_submission_are_fetched_side_by_side(vmjob: Vmjob) -> None:
+    cluster = vmjob.submit("parts", "-n", 3, "--set", "N=$(Process)", "--",
+                           "sh", "-c", "echo $N; sleep $((N / 2 * 60))")
+    eventually(lambda: [job["state"] for job in vmjob.jobs(cluster)][:2] == ["done", "done"], 120)
+    pending = vmjob("fetch", cluster, "--keep", "-o", "all")
+    assert pending.status == 199 and "1 job without results" in pending.err
+    done: list[Done] = []
+    threads = [threading.Thread(target=lambda n=n: done.append(  # type: ignore[misc]
+        vmjob("fetch", f"{cluster}.{n}", "-o", "out"))) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [one.status for one in done] == [0, 0], [one.err for one in done]
+    assert [(vmjob.cli.cwd / f"out/{n}/stdout.txt").read_text() for n in range(2)] == ["0\n", "1\n"]
+    late = vmjob("wait", cluster, "--timeout", "1s")
+    assert late.status == 199 and "had not ended" in late.err
+    held = Pool(vmjob.site)
+    held.act("Hold", f"ClusterId == {cluster} && ProcId == 2")  # somebody else did: nothing comes back, and others do
+    eventually(lambda: vmjob.jobs(f"{cluster}.2")[0]["state"] == "held")
+    assert vmjob("logs", f"{cluster}.2").status == 0
+    assert vmjob("fetch", cluster, "-o", "again").status == 199
+    assert vmjob("rm", cluster).status == 0 and vmjob.queue() == []
+
+
+def test_a_mistake_in_the_targets_lines_is_told_as_such(vmjob: Vmjob) -> None:
+    done = vmjob.try_submit("wrong", "--to", "wrong", "--", "true")
+    assert done.status == 200 and "targets.yaml" in done.err and "Parse error" in done.err, done.err
+    assert vmjob.queue() == []
 
 
 def test_rows_of_a_table_are_jobs(vmjob: Vmjob) -> None:

@@ -7,7 +7,7 @@ import pytest
 from vmjob.batch.attach import command, failed, where
 from vmjob.batch.jobs import JobId, JobInfo, State
 from vmjob.batch.targets import Place
-from vmjob.errors import JobUnknown, PoolError, PoolRefused
+from vmjob.errors import JobsPending, JobUnknown, PoolError, PoolRefused
 from vmjob.guest.attach import Marks
 
 pytestmark = pytest.mark.unit
@@ -45,7 +45,7 @@ def test_a_grid_job_is_looked_into_where_it_runs() -> None:
     grid = JobInfo(JobId(7, 0), "a", State.RUNNING, grid_id="condor ce.vo ce.vo:9619 12.0")
     assert where(HERE, job) == (HERE, "7.0")
     assert where(HERE, grid) == (Place("ce.vo:9619", "ce.vo"), "12.0")
-    with pytest.raises(JobUnknown, match="has not reached"):
+    with pytest.raises(JobsPending, match="has not reached"):
         where(HERE, JobInfo(JobId(7, 0), "a", State.RUNNING, grid_id="condor ce.vo ce.vo:9619"))
 
 

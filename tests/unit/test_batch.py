@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -15,7 +16,7 @@ from vmjob.batch.jobs import ATTRIBUTES, JobId, State, clusters_of, job_of, pars
 from vmjob.batch.pool import Pool, named
 from vmjob.batch.targets import Place, Target
 from vmjob.cli import tables
-from vmjob.errors import JobError, NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable
+from vmjob.errors import JobError, NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable, VmjobError
 from vmjob.model import Accel, Boot, ImageFile, Job, Manifest, Resources
 from vmjob.parameters import parameters
 from vmjob.submission import request_of
@@ -72,7 +73,7 @@ targets:
     assert found.grid_resource == "condor ce.x ce.x:9619"
     assert found.retries == 7 and found.avoid == 60 and found.image_with_job
     assert found.lines == (("+A", "true"), ("b", "3"))
-    assert found.templates == Path("~/t").expanduser() and targets.names() == ["ce"]
+    assert found.templates == Path("~/t").expanduser()
 
 
 @pytest.mark.parametrize("text, tells", [
@@ -112,8 +113,14 @@ def test_submit_files_are_the_golden_ones(name: str, target: Target) -> None:
 def test_a_carrier_never_runs_and_names_what_it_holds() -> None:
     text = carrier_description(Target("p", "condor"), "image", "sha256:1", "micro", [Path("/s/x"), Path("/s/y")], 60)
     assert "vmjob_files = /s/x,/s/y\n" in text and "requirements          = false" in text
-    with pytest.raises(JobError, match="comma"):
-        carrier_description(Target("p", "condor"), "image", "d", "m", [Path("/s/x,y")], 60)
+    for path in ("/s/x,y", "/s/$(HOME)/y"):
+        with pytest.raises(JobError, match="comma"):
+            carrier_description(Target("p", "condor"), "image", "d", "m", [Path(path)], 60)
+
+
+def test_requirements_of_a_target_are_joined_with_ours() -> None:
+    text = jobs_description(Target("p", "condor", lines=(("requirements", "HasVmjob"),)), submission(), "/p", "/i")
+    assert "vmjob_requirements = HasVmjob\n" in text and len(re.findall("^requirements ", text, re.M)) == 1
 
 
 def test_a_site_replaces_a_template_and_is_told_when_its_folder_is_not_there(tmp_path: Path) -> None:
@@ -207,16 +214,26 @@ def test_a_running_job() -> None:
 
 def test_a_job_that_ended_a_killed_one_and_a_held_one() -> None:
     assert job_of(ad(JobStatus=4, ExitCode=3)).status == 3
-    assert job_of(ad(JobStatus=4, ExitCode=3, VmjobStatus=0)).status == 0
+    # what an earlier try told is not of this one
+    stale = job_of(ad(JobStatus=4, ExitCode=3, VmjobStatus=225, VmjobFailure="Interrupted", VmjobMessage="m"))
+    assert (stale.status, stale.failure, stale.reason) == (3, "", "") and stale.results
+    assert job_of(ad(JobStatus=4, ExitCode=512)).status == 1
     assert job_of(ad(JobStatus=4, ExitBySignal=True, ExitSignal=9)).status == 137
-    held = job_of(ad(JobStatus=5, HoldReason="a\x1b[31mb", VmjobFailure="ImageCorrupt"))
-    assert held.state is State.HELD and held.reason == "a [31mb" and held.failure == "ImageCorrupt"
+    held = job_of(ad(JobStatus=5, HoldReasonCode=3, HoldReason="a\x1b[31mb", VmjobFailure="ImageCorrupt", ExitCode=212,
+                     VmjobStatus=212))
+    assert held.state is State.HELD and held.reason == "a [31mb" and held.failure == "ImageCorrupt" and held.results
+    # somebody held it while it ran: nothing came back
+    assert not job_of(ad(JobStatus=5, HoldReasonCode=1, ExitCode=225, VmjobStatus=225)).results
+
+
+def test_names_are_names_of_folders() -> None:
+    assert job_of(ad(VmjobName="../../etc/x")).name == "job" and job_of(ad(VmjobName="a.b-c_1")).name == "a.b-c_1"
 
 
 def test_undefined_values_are_nothing() -> None:
     classad2 = pytest.importorskip("classad2")
     job = job_of(classad2.ClassAd("[ClusterId = 7; ProcId = 0; JobStatus=1; ExitCode = undefined; VmjobName = error]"))
-    assert job.id == JobId(7, 0) and job.status is None and job.name == ""
+    assert job.id == JobId(7, 0) and job.status is None and job.reason == ""
 
 
 def test_a_factory_tells_how_many_wait() -> None:
@@ -229,6 +246,12 @@ def test_a_factory_tells_how_many_wait() -> None:
 def test_what_is_asked_for_is_what_is_read() -> None:
     text = (ROOT / "vmjob/batch/jobs.py").read_text().partition("class State")[2]
     assert [name for name in ATTRIBUTES if f'"{name}"' not in text] == []
+
+
+def test_the_clusters_ad_is_believed_where_a_node_could_have_changed_the_jobs() -> None:
+    head = {"ClusterId": 7, "TotalSubmitProcs": 2, "VmjobName": "n", "VmjobPayload": "/s/8/0/cluster8.proc0.subproc0"}
+    cluster, = clusters_of([head, ad(VmjobPayload="/s/9/0/cluster9.proc0.subproc0")])
+    assert cluster.total == 2 and cluster.jobs[0].payload == cluster.payload == head["VmjobPayload"]
 
 
 def test_numbers_of_jobs() -> None:
@@ -254,10 +277,12 @@ def test_the_carrier_of_a_payload() -> None:
     ("SECMAN:2010:Received \"DENIED\" from server for user x using method IDTOKENS.", PoolRefused),
     ("Number of submitted jobs would exceed MAX_JOBS_PER_OWNER", PoolFull),
     ("expected next ProcId to be 2, but Schedd says -3", PoolFull),
+    ("Failed to create job ad, errmsg=Submit:-1:Parse error in expression: request_memory = a b", JobError),
     ("Failed to do something strange", PoolError)])
-def test_complaints_become_named_errors(complaint: str, kind: type[PoolError]) -> None:
+def test_complaints_become_named_errors(complaint: str, kind: type[VmjobError]) -> None:
     error = named(complaint, Place("ce.x:9619"))
-    assert type(error) is kind and "ce.x:9619" in error.message and error.hint and ":1004:" not in error.message
+    assert type(error) is kind and error.hint and ":1004:" not in error.message
+    assert kind is JobError or "ce.x:9619" in error.message
 
 
 class _Slots(Pool):

@@ -11,13 +11,13 @@ import re
 from typing import Optional
 
 from vmjob import process
-from vmjob.batch.jobs import JobId, JobInfo, State
+from vmjob.batch.description import WRAPPER
+from vmjob.batch.jobs import JobInfo, State
 from vmjob.batch.pool import Pool, named
 from vmjob.batch.targets import Place
-from vmjob.errors import CommandMissing, JobUnknown, PoolError, SlotError
+from vmjob.errors import CommandMissing, JobsPending, JobUnknown, PoolError, SlotError, VmjobError
 
 TOOL = "condor_ssh_to_job"
-WRAPPER = "vmjob-wrapper.sh"
 _FILES = {"out": "_condor_stdout", "err": "_condor_stderr"}
 _MISSING = "it comes with HTCondor's own packages (apt-get install htcondor), not with its Python bindings"
 # of the slot's sshd for users without a home; of the tool, which we say better
@@ -47,9 +47,10 @@ def where(place: Place, job: JobInfo) -> tuple[Place, str]:
         return place, str(job.id)
     kind, *words = job.grid_id.split()
     if kind != "condor" or len(words) != 3:
-        raise JobUnknown(f"{job.id} has not reached the compute element" if kind == "condor" else
-                         f"{job.id} runs where HTCondor cannot look into it ({kind})",
-                         "wait until vmjob status calls it running" if kind == "condor" else "see vmjob logs")
+        if kind == "condor":
+            raise JobsPending(f"{job.id} has not reached the compute element",
+                              "wait until vmjob status calls it running")
+        raise JobUnknown(f"{job.id} runs where HTCondor cannot look into it ({kind})", "wait until it has ended")
     return Place(words[1], words[0]), words[2]
 
 
@@ -71,18 +72,20 @@ def attach(pool: Pool, job: JobInfo, what: str) -> int:
     return status
 
 
-def tail(pool: Pool, job: JobId, kind: str) -> bytes:
+def tail(pool: Pool, job: JobInfo, kind: str) -> bytes:
     """What a running job has written so far to ``out`` or ``err``. Raises as attach does."""
-    done = process.run([_tool(), *command(pool.named, str(job), f"cat {_FILES[kind]}")[1:]], check=False, timeout=120,
+    place, number = where(pool.named, job)
+    done = process.run([_tool(), *command(place, number, f"cat {_FILES[kind]}")[1:]], check=False, timeout=120,
                        hint=_MISSING)
-    said = done.stderr.decode(errors="replace").strip()
-    failure = failed(done.returncode, said, pool.place, str(job))
-    if failure:
-        raise failure
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        last = said.splitlines()[-1] if said else "no reason given"
+        raise failed(done.returncode, said, place, str(job.id)) or PoolError(
+            f"{place}: job {job.id} cannot be looked into: {last}", "wait until it has ended: vmjob wait")
     return done.stdout
 
 
-def failed(status: int, said: str, place: Place, job: str) -> Optional[PoolError]:
+def failed(status: int, said: str, place: Place, job: str) -> Optional[VmjobError]:
     """The error that the tool's ``status`` and the end of its stderr mean; None where the status is that of what ran
     in the slot (which has told its own errors). Pure."""
     if status == 0:

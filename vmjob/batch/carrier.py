@@ -7,23 +7,27 @@ submission, whose results come back into the same folder. What is written here i
 
 from __future__ import annotations
 
+import fcntl
+import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from vmjob import process
+from vmjob import config, process
 from vmjob.batch.description import Submission, carrier_description
-from vmjob.batch.pool import Pool, named, quote, translated
+from vmjob.batch.pool import Pool, named, number, quote, translated
 from vmjob.batch.targets import Target
 from vmjob.errors import PoolError, TransferFailed, VmjobError
 from vmjob.progress import Bar, Reporter
 from vmjob.units import format_size
 
-KEEP_IMAGE = 30 * 24 * 3600  # seconds after the last submission that used it
-KEEP_PAYLOAD = 60 * 24 * 3600
+_DAY = 24 * 3600
+KEEP_IMAGE = 60 * _DAY  # seconds after the last submission that used it
+KEEP_PAYLOAD = 365 * _DAY  # while its jobs are in the queue; what has none is removed as an orphan
 _STAGE_IN = 3600  # seconds until files that were sent to a schedd must have come on to the compute element
 _GROUP = 100  # files asked for at once
 
@@ -155,31 +159,60 @@ def bring(pool: Pool, payload: str, names: Sequence[str], folder: Path) -> None:
     if cluster is None:
         raise PoolError(f"{pool.place}: the jobs' folder {payload!r} is none that vmjob made",
                         "fetch it with HTCondor's own tools")
-    job = f"{cluster}.0"
+    for start in range(0, len(names), _GROUP):
+        group = names[start:start + _GROUP]
+        with _alone(pool, cluster):
+            for pause in (0.5, 1.5, 4.0, None):
+                wrong = _retrieve(pool, cluster, group, folder)
+                if not wrong:
+                    break
+                if pause is None:
+                    raise TransferFailed(f"the results could not be fetched from {pool.place}: {wrong}",
+                                         "try again; jobs that are still there keep their results")
+                time.sleep(pause * (1 + random.random()))
+
+
+def _retrieve(pool: Pool, cluster: int, names: Sequence[str], folder: Path) -> str:
+    """What was wrong, empty if nothing. What a spooled job's owner is sent, and where to, stands in its ad: so of two
+    who ask at once from two machines one may get nothing, and asks again."""
     import htcondor2
 
-    for start in range(0, len(names), _GROUP):
-        group = ",".join(names[start:start + _GROUP])
-        try:
-            # what a spooled job's owner is sent, and where to, stands in its ad
-            pool.schedd.edit(job, "TransferOutput", quote(group))
-            pool.schedd.edit(job, "SUBMIT_Iwd", quote(str(folder)))
-            pool.schedd.retrieve(job)
-        except htcondor2.HTCondorException as complaint:
-            raise TransferFailed(f"the results could not be fetched from {pool.place}: "
-                                 f"{' '.join(str(complaint).split())[:300]}",
-                                 "try again; jobs that are still there keep their results") from complaint
+    job = f"{cluster}.0"
+    try:
+        pool.schedd.edit(job, "TransferOutput", quote(",".join(names)))
+        pool.schedd.edit(job, "SUBMIT_Iwd", quote(str(folder)))
+        pool.schedd.retrieve(job)
+    except htcondor2.HTCondorException as complaint:
+        return " ".join(str(complaint).split())[:300]
+    missing = [name for name in names if not (folder / name).is_file()]
+    return f"{missing[0]} did not come" if missing else ""
 
 
-def orphans(pool: Pool, age: int = 600) -> list[int]:
-    """Payload carriers of submissions that are gone or never came to be (older than ``age`` seconds)."""
-    payloads = pool.query('VmjobHolds == "payload"', ["ClusterId", "Iwd", "QDate"])
+@contextmanager
+def _alone(pool: Pool, cluster: int) -> Iterator[None]:
+    """One process of this machine at a time asks for files of a carrier."""
+    folder = config.cache_dir() / "fetch"
+    folder.mkdir(exist_ok=True)
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{pool.name}-{cluster}")
+    with (folder / name).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def orphans(pool: Pool) -> list[int]:
+    """Payload carriers of submissions that are gone (ten minutes after their files came), or that never got theirs."""
+    payloads = pool.query('VmjobHolds == "payload"', ["ClusterId", "Iwd", "QDate", "StageInFinish"])
     if not payloads:
         return []
     users = pool.query("VmjobPayload =!= undefined", ["VmjobPayload"], clusters=True)
     used = {str(ad.get("VmjobPayload")) for ad in users}
-    now = time.time()
-    return [int(ad["ClusterId"]) for ad in payloads if str(ad["Iwd"]) not in used and now - float(ad["QDate"]) > age]
+    now, found = time.time(), []
+    for ad in payloads:
+        whole = number(ad, "StageInFinish")
+        old = now - whole > 600 if whole else now - number(ad, "QDate") > _DAY
+        if old and str(ad["Iwd"]) not in used:
+            found.append(int(ad["ClusterId"]))
+    return found
 
 
 def of_payload(payload: str) -> Optional[int]:

@@ -80,9 +80,7 @@ class Condor:
 
     def clusters(self, ids: Sequence[JobId] = ()) -> list[Cluster]:
         """What is in the queue: of ``ids``, or all of ours. Raises JobUnknown for a number that is not there."""
-        # what was fetched leaves the queue within a minute
-        ads = self.pool.query(_either(ids) if ids else f"{_OURS} && VmjobFetched =!= true", ATTRIBUTES, clusters=True)
-        found = [c for c in clusters_of([ad for ad in ads if type(ad.get("VmjobName")) is str]) if c.jobs or c.waiting]
+        found = self.found(ids)
         for one in ids:
             cluster = next((c for c in found if c.id == one.cluster), None)
             if not cluster or (one.proc is not None and one.proc < cluster.total - cluster.waiting
@@ -91,6 +89,13 @@ class Condor:
                                  f"vmjob status shows what there is; what has left the queue: vmjob history {one}")
         return found
 
+    def found(self, ids: Sequence[JobId]) -> list[Cluster]:
+        """As clusters, without a complaint for what is not there."""
+        # what was fetched leaves the queue within a minute
+        ads = self.pool.query(_either(ids) if ids else f"{_OURS} && VmjobFetched =!= true", ATTRIBUTES, clusters=True)
+        return [one for one in clusters_of([ad for ad in ads if type(ad.get("VmjobName")) is str])
+                if one.jobs or one.waiting]
+
     def jobs(self, ids: Sequence[JobId]) -> list[JobInfo]:
         """The jobs in the queue that ``ids`` name."""
         return [job for cluster in self.clusters(ids) for job in cluster.jobs
@@ -98,15 +103,16 @@ class Condor:
 
     def history(self, ids: Sequence[JobId] = (), most: int = 50) -> list[JobInfo]:
         """Jobs that have left the queue, latest first."""
-        user, schedd = self.pool.user, self.pool.schedd
+        ours, schedd = self.pool.ours, self.pool.schedd
         with translated(self.pool.place):
-            ads = list(schedd.history(f"Owner == {quote(user)} && ({_either(ids)})", ATTRIBUTES, most))
+            ads = list(schedd.history(f"{ours} && ({_either(ids)})", ATTRIBUTES, most))
         return [job_of(ad) for ad in ads]
 
     # ------------------------------------------------------------ acting
 
-    def remove(self, ids: Sequence[JobId]) -> int:
-        """Remove jobs, and a submission's payload when none of its jobs is left; how many jobs were removed."""
+    def remove(self, ids: Sequence[JobId]) -> tuple[int, int]:
+        """Remove jobs, and a submission's payload when none of its jobs is left; how many jobs were removed, and the
+        results of how many of them nobody had fetched."""
         before = self.clusters(ids)
         self._act("Remove", ids, "removed with vmjob rm")
         whole = [c for c in before if JobId(c.id) in ids]
@@ -114,8 +120,8 @@ class Condor:
         left = {c.id for c in self.clusters()}
         gone = [carrier.of_payload(c.payload) for c in before if c.id not in left]
         carrier.remove(self.pool, [one for one in gone if one is not None])
-        return sum(len([job for job in c.jobs if any(one.covers(job.id) for one in ids)])
-                   + (c.waiting if c in whole else 0) for c in before)
+        jobs = [job for c in before for job in c.jobs if any(one.covers(job.id) for one in ids)]
+        return len(jobs) + sum(c.waiting for c in whole), sum(job.results and not job.fetched for job in jobs)
 
     def remove_images(self) -> tuple[int, int]:
         """Remove the images that this target keeps for us, but for those that jobs in the queue still need: how many
@@ -139,16 +145,16 @@ class Condor:
     def release(self, ids: Sequence[JobId]) -> int:
         """Let held jobs run again, with all their tries; how many."""
         held = [str(job.id) for job in self.jobs(ids) if job.state is State.HELD]
-        if not held:
-            return 0
-        with translated(self.pool.place):
-            self.pool.schedd.edit(held, "NumJobCompletions", "0")
-        return self._act("Release", [JobId(*map(int, one.split("."))) for one in held], "released with vmjob release")
+        if held:
+            with translated(self.pool.place):
+                self.pool.schedd.edit(held, "NumJobCompletions", "0")
+            self._act("Release", ids, "released with vmjob release", " && JobStatus == 5")
+        return len(held)
 
-    def _act(self, action: str, ids: Sequence[JobId], why: str) -> int:
+    def _act(self, action: str, ids: Sequence[JobId], why: str, also: str = "") -> int:
         import htcondor2
 
-        constraint = f"(Owner == {quote(self.pool.user)}) && {_OURS} && ({_either(ids)})"
+        constraint = f"{self.pool.ours} && {_OURS} && ({_either(ids)}){also}"
         with translated(self.pool.place):
             answer = self.pool.schedd.act(getattr(htcondor2.JobAction, action), constraint, why)
         if answer.get("TotalPermissionDenied"):
@@ -169,30 +175,21 @@ class Condor:
             carrier.bring(self.pool, payload, names, folder)
 
     def fetched(self, jobs: Sequence[JobInfo]) -> None:
-        """The results of these are safe with the user: they may leave the queue, and with the last one the payload."""
+        """The results of these are safe with the user: they may leave the queue (which the schedd looks at now and
+        then), and a payload of which all were fetched goes."""
         done = [str(job.id) for job in jobs if job.state is State.DONE]
         if done:
             with translated(self.pool.place):
                 self.pool.schedd.edit(done, "VmjobFetched", "true")
-        for cluster in {job.id.cluster for job in jobs}:
-            self._forget(cluster, {job.id for job in jobs if job.state is State.DONE})
-
-    def _forget(self, cluster: int, fetched: set[JobId]) -> None:
-        for found in clusters_of(self.pool.query(f"ClusterId == {cluster}", ATTRIBUTES, clusters=True)):
-            payload = carrier.of_payload(found.payload)
-            if payload is None or found.waiting or any(job.id not in fetched and not job.fetched for job in found.jobs):
-                return
-            carrier.remove(self.pool, [payload])
+        for cluster in self.found([JobId(number) for number in {job.id.cluster for job in jobs}]):
+            payload = carrier.of_payload(cluster.payload)
+            if payload is not None and not cluster.waiting and all(job.fetched for job in cluster.jobs):
+                carrier.remove(self.pool, [payload])
 
 
 def file_name(kind: str, job: JobId) -> str:
     """What the submit files call the results, out and err of a job."""
     return f"{kind}-{job.proc}.{'tar' if kind == 'results' else 'txt'}"
-
-
-def has_results(job: JobInfo) -> bool:
-    """Did the wrapper end in order, so that its files are at the schedd? (A job can be held before it ever ran.)"""
-    return job.state is State.DONE or (job.state is State.HELD and bool(job.outcome))
 
 
 def _either(ids: Sequence[JobId]) -> str:

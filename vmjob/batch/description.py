@@ -3,6 +3,7 @@ reading the template."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -11,6 +12,7 @@ from vmjob.batch.targets import Target
 from vmjob.errors import JobError, VmjobError
 
 RESULTS = "vmjob-results.tar"
+WRAPPER = "vmjob-wrapper.sh"
 PROCESS = "$(Process)"
 SPOOL = "$(payload)"  # stands for the payload's folder while nobody knows it
 
@@ -62,7 +64,7 @@ def jobs_description(target: Target, submission: Submission, payload: str, image
     import vmjob
 
     request = submission.request
-    inputs = [f"{payload}/{name}" for name in submission.files if name != "vmjob-wrapper.sh"]
+    inputs = [f"{payload}/{name}" for name in submission.files if name != WRAPPER]
     arguments = f"--pack {RESULTS}"
     if target.image_with_job:
         inputs += [f"{image_at}/{sha256}" for sha256 in sorted(submission.image_files)]
@@ -75,22 +77,24 @@ def jobs_description(target: Target, submission: Submission, payload: str, image
         "vmjob_memory": str(-(-request.memory // 2**20)), "vmjob_disk": str(-(-request.disk // 2**10)),
         **({"vmjob_walltime": str(request.walltime)} if request.walltime else {}),
         "vmjob_retries": str(target.retries), "vmjob_avoid": str(target.avoid),
+        # joined with ours, which leave nodes alone that failed
+        "vmjob_requirements": dict(target.lines).get("requirements", "true"),
         "vmjob_payload": payload, "vmjob_inputs": ",".join(inputs),
         "vmjob_arguments": f"{arguments} --parameters={shared}$(parameters)",
     }
     if target.element:
         definitions["vmjob_element"] = target.grid_resource
     text = _render(target, "condor-ce" if target.element else "condor", definitions)
-    return text + "".join(f"{key} = {value}\n" for key, value in target.lines)
+    return text + "".join(f"{key} = {value}\n" for key, value in target.lines if key != "requirements")
 
 
 def carrier_description(target: Target, holds: str, what: str, title: str, files: list[Path], keep: int, *,
                         grid: bool = False) -> str:
     """The submit file of a carrier. ``keep``: seconds until the schedd may drop it."""
     for path in files:
-        if "," in str(path) or "\n" in str(path):
-            raise JobError(f"{path}: HTCondor cannot transfer a file with a comma in its path",
-                           "move or rename the folder")
+        if re.search(r"[,\n]|\$[($]", str(path)):
+            raise JobError(f"{path}: HTCondor cannot transfer a file with a comma or $( in its path",
+                           "move or rename the folder, or name another one for temporary files: TMPDIR")
     definitions = {"vmjob_title": f"vmjob keeps the {holds} {title}", "vmjob_holds": holds, "vmjob_what": what,
                    "vmjob_files": ",".join(map(str, files)), "vmjob_keep": str(keep)}
     if grid:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Optional
 
@@ -11,11 +12,12 @@ from vmjob.errors import JobError
 
 # What a JobInfo is made of; asked for by name, as an ad has some 150 attributes.
 ATTRIBUTES = [
-    "ClusterId", "ProcId", "JobStatus", "HoldReason", "QDate", "ExitCode", "ExitSignal", "ExitBySignal", "RemoteHost",
-    "LastRemoteHost", "JobStartDate", "JobCurrentStartDate", "CompletionDate", "EnteredCurrentStatus", "NumJobStarts",
-    "Args", "GridJobId", "TotalSubmitProcs", "JobMaterializeNextProcId", "VmjobName", "VmjobImage", "VmjobImageDigest",
-    "VmjobPayload", "VmjobStage", "VmjobAccel", "VmjobOutcome", "VmjobStatus", "VmjobFailure", "VmjobMessage",
-    "VmjobHint", "VmjobBootSeconds", "VmjobStageSeconds", "VmjobImageBytes", "VmjobFetched",
+    "ClusterId", "ProcId", "JobStatus", "HoldReason", "HoldReasonCode", "QDate", "ExitCode", "ExitSignal",
+    "ExitBySignal", "RemoteHost", "LastRemoteHost", "JobStartDate", "JobCurrentStartDate", "CompletionDate",
+    "EnteredCurrentStatus", "NumJobStarts", "Args", "GridJobId", "TotalSubmitProcs", "JobMaterializeNextProcId",
+    "VmjobName", "VmjobImage", "VmjobImageDigest", "VmjobPayload", "VmjobStage", "VmjobAccel", "VmjobOutcome",
+    "VmjobStatus", "VmjobFailure", "VmjobMessage", "VmjobHint", "VmjobBootSeconds", "VmjobStageSeconds",
+    "VmjobImageBytes", "VmjobFetched",
 ]
 
 
@@ -34,6 +36,7 @@ class State(str, Enum):
 
 _STATES = {1: State.IDLE, 2: State.RUNNING, 3: State.REMOVED, 4: State.DONE, 5: State.HELD, 6: State.TRANSFERRING,
            7: State.SUSPENDED}
+_ON_EXIT = 3  # HoldReasonCode
 ENDED = (State.DONE, State.HELD, State.REMOVED)
 
 
@@ -52,7 +55,9 @@ class JobId:
 
     @property
     def constraint(self) -> str:
-        return f"(ClusterId == {self.cluster}" + ("" if self.proc is None else f" && ProcId == {self.proc}") + ")"
+        """For jobs and, of a late-materialised cluster, the cluster's own ad."""
+        own = "" if self.proc is None else f" && (ProcId == {self.proc} || isUndefined(ProcId))"
+        return f"(ClusterId == {self.cluster}{own})"
 
 
 def parse_id(text: str) -> JobId:
@@ -65,7 +70,8 @@ def parse_id(text: str) -> JobId:
 
 @dataclass(frozen=True)
 class JobInfo:
-    """One job as of now. Times in epoch seconds and seconds, sizes in bytes; None: not (yet) known."""
+    """One job as of now. Times in epoch seconds and seconds, sizes in bytes; None: not (yet) known. ``results``: its
+    wrapper has ended in order, and what it left is at the schedd."""
 
     id: JobId
     name: str
@@ -89,6 +95,7 @@ class JobInfo:
     stage_seconds: str = ""
     image_bytes: Optional[int] = None
     fetched: bool = False
+    results: bool = False
     grid_id: str = ""
     payload: str = ""
 
@@ -112,27 +119,34 @@ class Cluster:
 
 
 def job_of(ad: Any) -> JobInfo:
-    """A JobInfo from a job ad (from the queue or the history)."""
+    """A JobInfo from a job ad (from the queue or the history). What the node told counts where it is of the try that
+    ended last."""
     words = _Words(ad)
     state = _STATES.get(words.whole("JobStatus") or 0, State.IDLE)
-    status = words.whole("ExitCode")
-    if ad.get("ExitBySignal") is True:
-        status = 128 + (words.whole("ExitSignal") or 0)
-    told = words.whole("VmjobStatus")
+    # a job can be held before it ever ran, or while it ran: only on_exit_hold (3) leaves results
+    results = state is State.DONE or (state is State.HELD and words.whole("HoldReasonCode") == _ON_EXIT)
+    status = words.exit_status() if results else None
+    told = status is not None and words.whole("VmjobStatus") == status
     return JobInfo(
-        id=JobId(words.whole("ClusterId") or 0, words.whole("ProcId")), name=words.text("VmjobName"), state=state,
-        stage=words.text("VmjobStage") if state in (State.RUNNING, State.SUSPENDED) else "",
+        id=JobId(words.whole("ClusterId") or 0, words.whole("ProcId")), name=job_name(words.text("VmjobName")),
+        state=state, stage=words.text("VmjobStage") if state in (State.RUNNING, State.SUSPENDED) else "",
         node=_node(words), accelerator=words.text("VmjobAccel"), image=words.text("VmjobImage"),
         image_digest=words.text("VmjobImageDigest"), parameters=_parameters(words.text("Args")),
-        outcome=words.text("VmjobOutcome") if state in ENDED else "",
-        status=(told if told is not None else status) if state in (State.DONE, State.HELD) else None,
-        failure=words.text("VmjobFailure"), reason=words.text("HoldReason") or words.text("VmjobMessage"),
-        hint=words.text("VmjobHint"), submitted=words.real("QDate"),
+        outcome=words.text("VmjobOutcome") if told else "", status=status,
+        failure=words.text("VmjobFailure") if told else "",
+        reason=words.text("HoldReason") if state is State.HELD else words.text("VmjobMessage") if told else "",
+        hint=words.text("VmjobHint") if told else "", submitted=words.real("QDate"),
         started=words.real("JobCurrentStartDate") or words.real("JobStartDate"),
         ended=words.real("CompletionDate") or (words.real("EnteredCurrentStatus") if state in ENDED else None),
         starts=words.whole("NumJobStarts") or 0, boot_seconds=words.real("VmjobBootSeconds"),
         stage_seconds=words.text("VmjobStageSeconds"), image_bytes=words.whole("VmjobImageBytes"),
-        fetched=ad.get("VmjobFetched") is True, grid_id=words.text("GridJobId"), payload=words.text("VmjobPayload"))
+        fetched=ad.get("VmjobFetched") is True, results=results, grid_id=words.text("GridJobId"),
+        payload=words.text("VmjobPayload"))
+
+
+def job_name(text: str) -> str:
+    """The name of a submission, which also names folders: what is none comes from a stranger."""
+    return text if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text) else "job"
 
 
 def clusters_of(ads: list[Any]) -> list[Cluster]:
@@ -152,10 +166,11 @@ def clusters_of(ads: list[Any]) -> list[Cluster]:
         head = _Words(heads.get(cluster, {}))
         total = head.whole("TotalSubmitProcs") or len(members)
         made = head.whole("JobMaterializeNextProcId")
-        name = head.text("VmjobName") or (members[0].name if members else "")
+        name = job_name(head.text("VmjobName") or (members[0].name if members else ""))
+        # a node can change its job's ad; the cluster's it cannot
         payload = head.text("VmjobPayload") or (members[0].payload if members else "")
         found.append(Cluster(cluster, name, max(total, len(members)), max(0, total - made) if made is not None else 0,
-                             tuple(members), payload))
+                             tuple(replace(job, payload=payload) for job in members), payload))
     return found
 
 
@@ -188,6 +203,18 @@ class _Words:
         value = self.ad.get(key)
         return int(value) if type(value) in (int, float) else None
 
+    def exit_status(self) -> Optional[int]:
+        """As a shell tells it; what is none (a strange schedd) is 1."""
+        status = self.whole("ExitCode")
+        if self.ad.get("ExitBySignal") is True:
+            status = 128 + (self.whole("ExitSignal") or 0)
+        return status if status is None or 0 <= status <= 255 else 1
+
     def real(self, key: str) -> Optional[float]:
         value = self.ad.get(key)
         return float(value) if type(value) in (int, float) and value > 0 else None
+
+
+def first_failure(statuses: Sequence[Optional[int]]) -> int:
+    """The exit status for many: the first that is not 0."""
+    return next((status for status in statuses if status), 0)

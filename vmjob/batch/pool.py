@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 from vmjob.batch.description import Request
 from vmjob.batch.targets import Place
-from vmjob.errors import NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable, VmjobError
+from vmjob.errors import JobError, NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable, VmjobError
 from vmjob.units import MIB, format_size
 
 Ad = Any  # classad2.ClassAd: a mapping that gives Python values, or classad2.Value for undefined and error
@@ -78,13 +78,18 @@ class Pool:
             answer = _bindings().ping(location, "WRITE")
         return str(answer.get("MyRemoteUserName", "")).partition("@")[0]
 
+    @property
+    def ours(self) -> str:
+        """The constraint for our own jobs."""
+        return f"(Owner == {quote(self.user)})"
+
     def query(self, constraint: str, projection: Optional[list[str]] = None, *, clusters: bool = False) -> list[Ad]:
         """Ads of our own jobs that fit ``constraint``; with ``clusters`` the clusters' ads too (ProcId undefined)."""
         htcondor = _bindings()
-        user, schedd = self.user, self.schedd
+        ours, schedd = self.ours, self.schedd
         options = htcondor.QueryOpts.IncludeClusterAd if clusters else htcondor.QueryOpts.Default
         with translated(self.place):
-            found = schedd.query(f"(Owner == {quote(user)}) && ({constraint})", projection=projection or [],
+            found = schedd.query(f"{ours} && ({constraint})", projection=projection or [],
                                  opts=options)
         return list(found)
 
@@ -188,9 +193,12 @@ def _from_collector(place: Place) -> Optional[PoolError]:
 _LIMITS = {"-2": "MAX_JOBS_SUBMITTED", "-3": "MAX_JOBS_PER_OWNER", "-4": "MAX_JOBS_PER_SUBMISSION"}
 
 
-def named(complaint: str, place: Place) -> PoolError:
+def named(complaint: str, place: Place) -> VmjobError:
     """The error for a complaint of HTCondor's. Pure."""
     text = " ".join(complaint.split())
+    if "Submit:-1" in text or "Parse error" in text:
+        return JobError(f"HTCondor refuses the submit file: {_reason(text)}",
+                        "see submit: and templates: of the target in targets.yaml; vmjob plan --to shows the file")
     full = re.search(r"Schedd says (-[234])\b", text)
     if full or re.search(r"MAX_JOBS_", text):
         limit = _LIMITS[full[1]] if full else _reason(text)

@@ -93,11 +93,6 @@ def choose(text: Optional[str]) -> Target:
         lines=tuple((key, _text(value)) for key, value in entry.get("submit", {}).items()))
 
 
-def names() -> list[str]:
-    """The targets that the file names."""
-    return sorted(_document().get("targets", {}))
-
-
 def _document() -> dict[str, Any]:
     from vmjob.schema import load_yaml
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from vmjob import submission
 from vmjob.batch import targets
-from vmjob.batch.jobs import ENDED, Cluster, JobId, JobInfo, State, parse_id
+from vmjob.batch.jobs import Cluster, JobId, JobInfo, State, first_failure, parse_id
 from vmjob.cli import report, tables
 from vmjob.cli.jobs import job_of
-from vmjob.errors import JobError, JobHeld, JobUnknown
+from vmjob.errors import JobError, JobHeld, JobsPending
 from vmjob.parameters import parameters
 from vmjob.units import parse_duration
 
@@ -42,13 +42,12 @@ def submit(args: argparse.Namespace) -> int:
 
         results = Path(args.results or f"{job.name}.out")
         statuses = run_here(job, base, wanted, results, reporter)
-        worst = next((status for status in statuses if status), 0)
         if args.json:
             report.show(json.dumps({"target": "local", "name": job.name, "results": str(results),
                                     "statuses": statuses}))
         else:
             report.say(f"{statuses.count(0)} of {len(statuses)} jobs ended with 0; results in {results}/")
-        return worst
+        return first_failure(statuses)
     if args.results:
         raise JobError("--results is for the target local", "other results are brought by: vmjob fetch ID -o DIR")
     done = submission.submit_job(job, base, target, wanted, reporter)
@@ -78,76 +77,44 @@ def status(args: argparse.Namespace) -> int:
         return 0
     if ids:
         report.show(tables.jobs([job for cluster in clusters for job in _named(cluster, ids)],
-                                sum(cluster.waiting for cluster in clusters)))
+                                sum(cluster.waiting for cluster in clusters if JobId(cluster.id) in ids)))
     else:
         report.show(tables.clusters(clusters))
     return 0
 
 
 def wait(args: argparse.Namespace) -> int:
-    """``vmjob wait``: until no job runs or may still run. A held job has ended as far as waiting goes."""
+    """``vmjob wait``: until no job runs or may still run."""
+    from vmjob.batch.follow import Following
+
     batch, ids = _open(args)
     limit = parse_duration(args.timeout, "--timeout") if args.timeout else None
-    began = time.monotonic()
-    last: dict[JobId, JobInfo] = {}
+    began, following = time.monotonic(), Following(batch, ids, report.say)
     with report.choose(json=args.json).bar("wait", None, "job") as bar:
         while True:
-            clusters = _still_there(batch, ids)
-            now = {job.id: job for cluster in clusters for job in _named(cluster, ids)}
-            gone = [job for job in batch.history([i for i in last if i not in now], len(last))
-                    if job.id in last] if set(last) - set(now) else []
-            last.update({**{job.id: job for job in gone}, **now})
-            waiting = sum(cluster.waiting for cluster in clusters)
-            ended = [job for job in last.values() if job.state in ENDED]
-            bar.set_total(len(last) + waiting)
-            bar.set(len(ended))
-            if len(ended) == len(last) and not waiting:
+            following.poll()
+            bar.set_total(len(following.jobs) + following.waiting)
+            bar.set(following.ended)
+            if following.over:
                 break
             if limit is not None and time.monotonic() - began > limit:
-                raise JobUnknown(f"{len(last) + waiting - len(ended)} jobs have not ended within {args.timeout}",
-                                 "they go on: wait again, or see vmjob status")
+                left = len(following.jobs) + following.waiting - following.ended
+                raise JobsPending(f"{_count(left, 'job')} had not ended within {args.timeout}",
+                                  "they go on: wait again, or see vmjob status")
             time.sleep(_POLL)
-    jobs = sorted(last.values(), key=lambda job: (job.id.cluster, job.id.proc or 0))
     if args.json:
-        report.show(json.dumps([job.to_json() for job in jobs]))
+        report.show(json.dumps([job.to_json() for job in following.jobs]))
     else:
-        report.show(tables.jobs(jobs, 0))
-    return _status_of(jobs, told=not args.json)
-
-
-def _still_there(batch: Condor, ids: list[JobId]) -> list[Cluster]:
-    """Of all ids those that have not left the queue."""
-    try:
-        return batch.clusters(ids)
-    except JobUnknown:
-        past = batch.history(ids, 100_000)
-        unknown = [one for one in ids if not any(one.covers(job.id) for job in past)]
-        left = []
-        for one in ids:
-            try:
-                left += batch.clusters([one])
-            except JobUnknown:
-                if one in unknown:
-                    raise
-        extra = [job for job in past if not any(job.id == j.id for c in left for j in c.jobs)]
-        grouped: dict[int, list[JobInfo]] = {}
-        for job in extra:
-            grouped.setdefault(job.id.cluster, []).append(job)
-        return left + [Cluster(number, jobs[0].name, len(jobs), 0, tuple(jobs)) for number, jobs in grouped.items()]
+        report.show(tables.jobs(following.jobs, 0))
+    return _status_of(following.jobs, told=not args.json)
 
 
 def _status_of(jobs: list[JobInfo], told: bool) -> int:
-    for job in jobs:
-        if job.state is State.HELD:
-            if told:
-                report.say(f"{job.id} is held: {job.reason}")
-                report.say(f"→ mend it, then vmjob release {job.id}; or give it up: vmjob rm {job.id}")
-            return JobHeld.status
-        if job.state is State.REMOVED:
-            return JobHeld.status
-        if job.status:
-            return job.status
-    return 0
+    held = [job for job in jobs if job.state is State.HELD]
+    if held and told:
+        report.say(f"{_count(len(held), 'job')} held, such as {held[0].id}: {held[0].reason}")
+        report.say(f"→ mend it, then vmjob release {held[0].id.cluster}; or give it up: vmjob rm {held[0].id.cluster}")
+    return first_failure([JobHeld.status if job.state in (State.HELD, State.REMOVED) else job.status for job in jobs])
 
 
 def logs(args: argparse.Namespace) -> int:
@@ -170,46 +137,53 @@ def logs(args: argparse.Namespace) -> int:
 
 
 def _said(batch: Condor, job: JobInfo, kind: str) -> bytes:
-    from vmjob.batch.condor import file_name, has_results
+    from vmjob.batch.condor import file_name
 
-    if has_results(job):
+    if job.results:
         with tempfile.TemporaryDirectory(prefix="vmjob-") as folder:
             batch.bring([job], [kind], Path(folder))
             return (Path(folder) / file_name(kind, job.id)).read_bytes()
     if job.state in (State.RUNNING, State.SUSPENDED):
         from vmjob.batch.attach import tail
 
-        return tail(batch.pool, job.id, kind)
+        return tail(batch.pool, job, kind)
     report.say(f"{job.id} is {job.state.value} and has said nothing yet" + (f": {job.reason}" if job.reason else ""))
     return b""
 
 
 def fetch(args: argparse.Namespace) -> int:
     """``vmjob fetch``: results of all that have ended; says which have not."""
-    from vmjob.batch.condor import has_results
-
     batch, ids = _open(args)
     clusters = batch.clusters(ids)
-    documents = []
+    found, pending = [], 0
     for cluster in clusters:
         jobs = _named(cluster, ids)
-        ready = [job for job in jobs if has_results(job)]
-        folder = Path(args.out or f"{cluster.name}.out")
+        ready = [job for job in jobs if job.results]
+        folder = Path(args.out or f"{cluster.name}-{cluster.id}.out")
         if args.out and len(clusters) > 1:
             folder = folder / str(cluster.id)
         if ready:
-            documents += submission.fetch(batch, ready, folder, report.choose(json=args.json), flat=cluster.total == 1,
-                                          keep=args.keep)
+            found += submission.fetch(batch, ready, folder, report.choose(json=args.json), flat=cluster.total == 1,
+                                      keep=args.keep)
             if not args.json:
                 report.say(f"{cluster.id}: results of {_count(len(ready), 'job')} in {folder}/")
-        late = len(jobs) + cluster.waiting - len(ready)
+        late = len(jobs) - len(ready) + (cluster.waiting if JobId(cluster.id) in ids else 0)
+        pending += late
         if late and not args.json:
-            report.say(f"{cluster.id}: {_count(late, 'job')} without results yet; see vmjob status {cluster.id}")
+            report.say(f"{cluster.id}: {_count(late, 'job')} without results; see vmjob status {cluster.id}")
+    good = [one.document for one in found if one.document]
     if args.json:
-        report.show(json.dumps(documents))
-    elif documents:
-        report.show(tables.results(documents))
-    return next((document["status"] for document in documents if document["status"]), 0)
+        report.show(json.dumps({"results": good, "pending": pending, "refused": [
+            {"id": str(one.job.id), "kind": one.failure.kind, "message": one.failure.message}
+            for one in found if one.failure]}))
+    elif good:
+        report.show(tables.results(good))
+    for one in found if not args.json else ():
+        if one.failure:
+            report.say(f"{one.job.id}: {one.failure.message}")
+            report.say(f"→ {one.failure.hint}")
+    return first_failure([*(one.failure.status if one.failure else one.document["status"] for one in found),
+                          JobsPending.status if pending else 0])
 
 
 def remove(args: argparse.Namespace) -> int:
@@ -217,12 +191,13 @@ def remove(args: argparse.Namespace) -> int:
     if not args.ids and not args.images:
         raise JobError("vmjob rm: which jobs?", "vmjob rm 42, or vmjob rm --images for the images that a target keeps")
     batch, ids = _open(args)
-    count = batch.remove(ids) if ids else 0
+    count, unfetched = batch.remove(ids) if ids else (0, 0)
     images, needed = batch.remove_images() if args.images else (0, 0)
     if args.json:
-        print(json.dumps({"removed": count, "images": images}))
+        print(json.dumps({"removed": count, "unfetched": unfetched, "images": images}))
     else:
-        print(f"removed {_count(count, 'job')}" + (f" and {_count(images, 'image')}" if args.images else ""))
+        print(f"removed {_count(count, 'job')}" + (f" and {_count(images, 'image')}" if args.images else "")
+              + (f", and the results of {unfetched} that nobody had fetched" if unfetched else ""))
     if needed:
         report.say(f"{_count(needed, 'image')} stayed, as jobs in the queue need it: see vmjob status")
     return 0

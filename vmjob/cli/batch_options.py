@@ -39,10 +39,10 @@ def add_verbs(verbs: Any) -> None:
                 "example:\n  vmjob logs 42.3\n  vmjob logs 42.3 --stderr\n", "logs", needed=True)
     logs.add_argument("--stderr", action="store_true", help="its standard error, with vmjob's own lines")
     fetch = _ids(verbs, "fetch", "bring results of ended jobs here",
-                 "example:\n  vmjob fetch 42            into NAME.out/, NAME.out/PROC/ of many\n"
+                 "example:\n  vmjob fetch 42            into NAME-42.out/, of many NAME-42.out/PROC/\n"
                  "  vmjob fetch 42.3 -o out\n",
                  "fetch", needed=True)
-    fetch.add_argument("-o", "--out", metavar="DIR", help="folder for the results (default: NAME.out)")
+    fetch.add_argument("-o", "--out", metavar="DIR", help="folder for the results (default: NAME-ID.out)")
     fetch.add_argument("--keep", action="store_true", help="leave them at the target too, and the jobs in the queue")
     remove = _ids(verbs, "rm", "remove jobs from the queue", "example:\n  vmjob rm 42\n  vmjob rm 42.3\n", "remove")
     remove.add_argument("--images", action="store_true",

@@ -14,9 +14,14 @@ from vmjob.units import format_duration, format_size
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as they must be; a column without any value is left out."""
     kept = [at for at in range(len(head)) if any(row[at] for row in rows)]
-    lines = [[head[at] for at in kept], *[[row[at] for at in kept] for row in rows]]
+    lines = [[head[at] for at in kept], *[[_clean(row[at]) for at in kept] for row in rows]]
     widths = [max(len(line[at]) for line in lines) for at in range(len(kept))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def _clean(text: str) -> str:
+    """Some of it comes from guests and sites: it cannot steer a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def clusters(found: Sequence[Cluster]) -> str:

@@ -24,6 +24,7 @@ from vmjob.guest.session import Session
 
 _REQUEST = re.compile(rb"shell [0-9]{1,4} [0-9]{1,4} [A-Za-z0-9][A-Za-z0-9+._-]{0,40}")
 _SIZE = re.compile(rb"size [0-9]{1,4} [0-9]{1,4}")
+_DRAIN = 64  # pieces of up to 64 KiB
 _STEP = 0.25  # seconds between two looks at whether the program still runs, while somebody is there
 
 
@@ -92,8 +93,9 @@ class Door:
         if self._line is None:
             self._line, _ = await asyncio.get_running_loop().sock_accept(self._terminal)
         with suppress(BlockingIOError):
-            while self._line.recv(1 << 16, socket.MSG_DONTWAIT):
-                pass
+            for _ in range(_DRAIN):  # a guest that never stops talking is not waited for
+                if not self._line.recv(1 << 16, socket.MSG_DONTWAIT):
+                    break
         return self._line
 
     @staticmethod
