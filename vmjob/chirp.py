@@ -92,10 +92,6 @@ class Chirp:
 
         return self._persist(f"the job's ad cannot be read ({name})", call).strip().strip('"')
 
-    def close(self) -> None:
-        with self._turn:
-            self._drop()
-
     # -------------------------------------------------------------- details
 
     def _persist(self, what: str, call: Callable[[Any], _T]) -> _T:

@@ -84,7 +84,6 @@ def client(starter: Starter, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chirp]
     monkeypatch.setattr(chirp, "_PAUSES", (0.01,))
     one = Chirp("127.0.0.1", starter.port, "secret")
     yield one
-    one.close()
 
 
 def test_a_file_comes_in_pieces(client: Chirp) -> None:
