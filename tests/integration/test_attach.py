@@ -39,7 +39,7 @@ def guest(cli: Cli, *args: str) -> Iterator[subprocess.Popen[bytes]]:
             run.communicate(timeout=60)
 
 
-def attached(cli: Cli, what: str, text: str = "", timeout: float = 60) -> Done:
+def attached(cli: Cli, what: str, text: str = "", timeout: float = 180) -> Done:
     done = subprocess.run([sys.executable, "-m", "vmjob", "slot-attach", what, "--scratch", cli.cwd / "scratch"],
                           input=text.encode(), capture_output=True, env=cli.environment(), timeout=timeout)
     return Done(done.returncode, done.stdout, done.stderr.decode())
@@ -90,7 +90,7 @@ class Terminal:
 def test_commands_from_a_pipe(cli: Cli) -> None:
     odd = "it's \"$HOME\"\nand more"
     (cli.cwd / "beside").write_text("text\n")
-    with guest(cli, "--env", f"ODD={odd}", "--input", "beside", "--", "sleep", "60") as run:
+    with guest(cli, "--env", f"ODD={odd}", "--input", "beside", "--", "sleep", "600") as run:
         done = attached(cli, "shell", 'cat beside; id -un; printf "%s\\n" "$ODD"; nosuch; exit 3')
         assert done.status == 3, done.err
         assert re.fullmatch(rf"text\nvmjob\n{re.escape(odd)}\n.*nosuch.*\n", done.out.decode())

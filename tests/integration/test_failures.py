@@ -81,8 +81,8 @@ def variant(cli: Cli, **changes: Any) -> Path:
 
 
 def elsewhere(cli: Cli) -> dict[str, str]:
-    """Another store: the usual one holds these files whole, and would rightly use its own."""
-    return {"VMJOB_HOME": str(cli.cwd / "other-store")}
+    """Another store and cache: the usual ones hold these files whole, and would rightly use their own."""
+    return {"VMJOB_HOME": str(cli.cwd / "other-store"), "VMJOB_CACHE": str(cli.cwd / "other-cache")}
 
 
 def test_truncated_image(cli: Cli) -> None:
@@ -327,7 +327,7 @@ def test_two_runs_in_one_folder(cli: Cli) -> None:
 
 
 def test_walltime_over_returns_what_there_is(cli: Cli) -> None:
-    done = cli.micro("--walltime", "9s", "--output", "part", "--results", "res", "--",
+    done = cli.micro("--walltime", "25s", "--output", "part", "--results", "res", "--",
                      "sh", "-c", "trap 'echo noticed > part; exit 0' TERM; sleep 100 & wait")
     failed(done, 224, "WalltimeOver", "walltime")
     assert (cli.cwd / "res/part").read_text() == "noticed\n"
