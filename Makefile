@@ -39,7 +39,7 @@ site-down:
 	@.venv/bin/python -m tests.site down
 
 site-shell:
-	@.venv/bin/python -m tests.site shell
+	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python -m tests.site shell || true
 
 clean:
 	@if [ -d build/site ]; then .venv/bin/python -m tests.site clean; fi

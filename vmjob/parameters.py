@@ -26,7 +26,8 @@ def parameters(count: Optional[int], settings: Sequence[str], table: Optional[Pa
         raise JobError(f"-n {count}, but {table} has {len(rows)} rows", "leave -n out: it is one job a row")
     number = len(rows) if rows is not None else 1 if count is None else count
     if not 0 < number <= MOST_JOBS:
-        raise JobError(f"-n {number}: a submission has 1 to {MOST_JOBS} jobs", "submit more than once")
+        raise JobError(f"-n {number}: a submission has 1 to {MOST_JOBS} jobs",
+                       "submit more than once" if number > 0 else "-n 10, say")
     return Parameters(number, shared, tuple(urlencode(row) for row in rows or ()))
 
 
@@ -34,12 +35,14 @@ def _setting(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not _named(name):
         raise JobError(f"--set {text}: expected NAME=VALUE", "--set SEED='$(Process)' sets a variable of the program")
+    if "$(" in value.replace(PROCESS, ""):
+        raise JobError(f"--set {text}: only $(Process) is filled in", "other values: one job a row, --from FILE.csv")
     return name, value
 
 
 def _table(path: Path) -> list[dict[str, str]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             cells = [[cell.strip() for cell in line] for line in csv.reader(file, skipinitialspace=True)]
     except (OSError, UnicodeDecodeError, csv.Error) as unreadable:
         raise JobError(f"--from {path}: cannot be read: {unreadable}", _TABLE) from unreadable

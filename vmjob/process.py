@@ -97,16 +97,19 @@ def spawn(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional
                              "see vmjob doctor for what this machine lacks") from missing
 
 
-def attached(argv: Sequence[Argument], *, quiet: Sequence[bytes] = (), hint: str = "") -> tuple[int, str]:
+def attached(argv: Sequence[Argument], *, terminal: bool = True, quiet: Sequence[bytes] = (),
+             hint: str = "") -> tuple[int, str]:
     """Run a command on our own terminal or streams, for a person: its status (negative: a signal) and the end of what
     it wrote to stderr, which comes by here and goes on, but for the lines that hold one of ``quiet``.
 
-    Raises CommandMissing. However this ends, the command has ended.
+    ``terminal``: it needs ours, and with it gets Ctrl-C; else that comes to us alone. Raises CommandMissing. However
+    this ends, the command has ended, and what it started before it, so that it can clean up.
     """
     words = [str(word) for word in argv]
     log.debug("attach: %s", shlex.join(words))
     try:
-        child = subprocess.Popen(words, stderr=subprocess.PIPE, preexec_fn=die_with_parent(os.getpid()))
+        child = subprocess.Popen(words, stderr=subprocess.PIPE, start_new_session=not terminal,
+                                 preexec_fn=die_with_parent(os.getpid()))
     except FileNotFoundError as missing:
         raise CommandMissing(f"the program {words[0]} is not installed here", hint) from missing
     assert child.stderr
@@ -118,6 +121,12 @@ def attached(argv: Sequence[Argument], *, quiet: Sequence[bytes] = (), hint: str
                 os.write(2, line)
         return child.wait(), said.decode(errors="replace").strip()
     finally:
+        if child.poll() is None:
+            with suppress(OSError):
+                for below in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split():
+                    os.kill(int(below), signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(5)
         if child.poll() is None:
             child.terminate()
             child.wait()

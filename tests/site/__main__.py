@@ -36,6 +36,9 @@ def status() -> int:
 
 def shell() -> int:
     if client.ENV.exists():
+        os.environ["BASH_ENV"] = str(client.ENV)  # where bash reads its commands from a pipe
+        print("condor_q, condor_status and vmjob reach the site from here; its compute element is "
+              "condor-ce://$VMJOB_SITE_CE", file=sys.stderr)
         os.execvp("bash", ["bash", "--rcfile", str(client.ENV)])
     print("the test site is down: make site-up starts it", file=sys.stderr)
     return 1

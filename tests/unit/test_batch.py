@@ -79,6 +79,7 @@ targets:
 @pytest.mark.parametrize("text, tells", [
     ("targets: {a: {}}", "targets.a: the key 'url' is missing"), ("targets: {a: {url: nope}}", "targets.a.url"),
     ("default: b", "there is no target 'b'"), ("targets: {a: {url: condor, through: condor}}", "targets.a.through"),
+    ("targets: {a: {url: 'condor-ce://10.0.0.1', through: condor}}", "by its name"),
     ("targets: {a: {url: 'condor-ce://h', image: never}}", "not one of node, job"),
     ("target: {}", "did you mean 'targets'")])
 def test_a_wrong_file_is_told_with_its_key(settings: Path, text: str, tells: str) -> None:
@@ -169,9 +170,9 @@ def each(found: Parameters) -> list[str]:
 
 def test_parameters_of_each_job() -> None:
     assert each(parameters(None, [], None)) == [""] and each(parameters(3, [], None)) == ["", "", ""]
-    found = parameters(2, ["SEED=1$(Process)", "A=x y&z$(HOME)"], None)
-    assert found.shared == "SEED=1$(Process)&A=x+y%26z%24%28HOME%29" and not found.rows
-    assert each(found) == ["SEED=10&A=x+y%26z%24%28HOME%29", "SEED=11&A=x+y%26z%24%28HOME%29"]
+    found = parameters(2, ["SEED=1$(Process)", "A=x y&z$HOME"], None)
+    assert found.shared == "SEED=1$(Process)&A=x+y%26z%24HOME" and not found.rows
+    assert each(found) == ["SEED=10&A=x+y%26z%24HOME", "SEED=11&A=x+y%26z%24HOME"]
 
 
 def test_parameters_from_a_table_come_last_and_so_win(tmp_path: Path) -> None:
@@ -186,7 +187,8 @@ def test_parameters_from_a_table_come_last_and_so_win(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count, settings, text", [
     (0, [], None), (-1, [], None), (2_000_000, [], None), (1, ["SEED"], None), (1, ["1A=2"], None), (1, ["=2"], None),
-    (None, [], ""), (None, [], "A\n"), (None, [], "A,A\n1,2\n"), (None, [], "A,B\n1\n"), (None, [], "A B\n1\n")])
+    (1, ["A=$(Proces)"], None), (None, [], ""), (None, [], "A\n"), (None, [], "A,A\n1,2\n"), (None, [], "A,B\n1\n"),
+    (None, [], "A B\n1\n")])
 def test_wrong_parameters_are_refused(tmp_path: Path, count: Any, settings: list[str], text: Any) -> None:
     table = None
     if text is not None:

@@ -65,7 +65,7 @@ def attach(pool: Pool, job: JobInfo, what: str) -> int:
     tty = what == "shell" and os.isatty(0) and os.isatty(1)
     place, number = where(pool.named, job)
     status, said = process.attached([_tool(), *command(place, number, f"sh {WRAPPER} attach {what}", tty)[1:]],
-                                    quiet=_QUIET, hint=_MISSING)
+                                    terminal=tty, quiet=_QUIET, hint=_MISSING)
     failure = failed(status, said, place, str(job.id))
     if failure:
         raise failure

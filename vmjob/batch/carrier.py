@@ -21,7 +21,7 @@ from vmjob import config, process
 from vmjob.batch.description import Submission, carrier_description
 from vmjob.batch.pool import Pool, named, number, quote, translated
 from vmjob.batch.targets import Target
-from vmjob.errors import PoolError, TransferFailed, VmjobError
+from vmjob.errors import PoolError, PoolUnreachable, TransferFailed, VmjobError
 from vmjob.progress import Bar, Reporter
 from vmjob.units import format_size
 
@@ -29,6 +29,7 @@ _DAY = 24 * 3600
 KEEP_IMAGE = 60 * _DAY  # seconds after the last submission that used it
 KEEP_PAYLOAD = 365 * _DAY  # while its jobs are in the queue; what has none is removed as an orphan
 _STAGE_IN = 3600  # seconds until files that were sent to a schedd must have come on to the compute element
+_UNREACHED = 60  # seconds for which a compute element may be away
 _GROUP = 100  # files asked for at once
 
 
@@ -59,7 +60,7 @@ def image_carrier(pool: Pool, target: Target, submission: Submission, reporter: 
         with translated(pool.place):
             pool.schedd.edit(f"{cluster}.0", "VmjobKeepUntil", str(int(time.time()) + KEEP_IMAGE))
         found = Carrier(cluster, str(ad["Iwd"]), _remote_id(ad))
-        return found if found.remote or not grid else _carried_on(pool, found)
+        return found if found.remote or not grid else _carried_on(pool, target, found, reporter)
     size = sum(path.stat().st_size for path in submission.image_files.values())
     reporter.note(f"the image {submission.image} ({format_size(size)}) goes to {target.name}, once")
     files = [submission.image_files[sha256] for sha256 in sorted(submission.image_files)]
@@ -68,7 +69,7 @@ def image_carrier(pool: Pool, target: Target, submission: Submission, reporter: 
         made = _spool(pool, text, bar)
     try:
         _until(pool, made.cluster, lambda ad: ad.get("StageInFinish") is not None, "spooled")
-        return _carried_on(pool, made) if grid else made
+        return _carried_on(pool, target, made, reporter) if grid else made
     except BaseException:
         remove(pool, [made.cluster])
         raise
@@ -112,8 +113,9 @@ def _spool(pool: Pool, description: str, bar: Optional[Bar] = None) -> Carrier:
     return Carrier(cluster, folder)
 
 
-def _carried_on(pool: Pool, carrier: Carrier) -> Carrier:
+def _carried_on(pool: Pool, target: Target, carrier: Carrier, reporter: Reporter) -> Carrier:
     """Wait until the VO's schedd has brought it to the compute element."""
+    reporter.note(f"waiting until {pool.place} has brought it to {target.element}")
     ad = _until(pool, carrier.cluster, lambda ad: bool(_remote_id(ad)) and ad.get("GridJobStatus") is not None,
                 "carried on to the compute element")
     return Carrier(carrier.cluster, carrier.folder, _remote_id(ad))
@@ -129,7 +131,8 @@ def _until(pool: Pool, cluster: int, done: Callable[[Any], bool], what: str) -> 
     deadline, pause = time.monotonic() + _STAGE_IN, 0.1
     while time.monotonic() < deadline:
         ads = pool.query(f"ClusterId == {cluster}", ["StageInFinish", "GridJobId", "GridJobStatus", "JobStatus",
-                                                     "HoldReason", "HoldReasonCode"])
+                                                     "HoldReason", "HoldReasonCode", "GridResource",
+                                                     "GridResourceUnavailableTime"])
         if not ads:
             raise PoolError(f"{pool.place}: the job {cluster} has left the queue",
                             "somebody removed it, or the site's policy did: ask there")
@@ -139,6 +142,11 @@ def _until(pool: Pool, cluster: int, done: Callable[[Any], bool], what: str) -> 
             raise TransferFailed(f"the image could not be {what}: {ads[0].get('HoldReason')}",
                                  "the reason comes from HTCondor; if it is about authentication, the schedd needs a "
                                  "token that the compute element accepts")
+        lost = number(ads[0], "GridResourceUnavailableTime")
+        if lost and time.time() - lost > _UNREACHED:
+            raise PoolUnreachable(f"{pool.place} cannot reach the compute element: {ads[0].get('GridResource')}",
+                                  "check the target's url (a CE's schedd has its host's name, else add it: "
+                                  "condor-ce://HOST/SCHEDD), and that this schedd has a token for it")
         time.sleep(pause)
         pause = min(2.0, pause * 1.5)
     raise TransferFailed(f"the image was not {what} within {_STAGE_IN // 60} minutes", "try again, or ask the site")

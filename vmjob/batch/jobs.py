@@ -125,6 +125,7 @@ def job_of(ad: Any) -> JobInfo:
     state = _STATES.get(words.whole("JobStatus") or 0, State.IDLE)
     # a job can be held before it ever ran, or while it ran: only on_exit_hold (3) leaves results
     results = state is State.DONE or (state is State.HELD and words.whole("HoldReasonCode") == _ON_EXIT)
+    fetched = ad.get("VmjobFetched") is True
     status = words.exit_status() if results else None
     told = status is not None and words.whole("VmjobStatus") == status
     return JobInfo(
@@ -140,7 +141,7 @@ def job_of(ad: Any) -> JobInfo:
         ended=words.real("CompletionDate") or (words.real("EnteredCurrentStatus") if state in ENDED else None),
         starts=words.whole("NumJobStarts") or 0, boot_seconds=words.real("VmjobBootSeconds"),
         stage_seconds=words.text("VmjobStageSeconds"), image_bytes=words.whole("VmjobImageBytes"),
-        fetched=ad.get("VmjobFetched") is True, results=results, grid_id=words.text("GridJobId"),
+        fetched=fetched, results=results and not fetched, grid_id=words.text("GridJobId"),
         payload=words.text("VmjobPayload"))
 
 
@@ -185,7 +186,8 @@ def _parameters(arguments: str) -> str:
         return ""
     from urllib.parse import parse_qsl
 
-    return " ".join(f"{key}={value}" for key, value in parse_qsl(found[1], keep_blank_values=True))
+    words = " ".join(f"{key}={value}" for key, value in parse_qsl(found[1], keep_blank_values=True))
+    return "".join(c if c.isprintable() else " " for c in words)
 
 
 class _Words:

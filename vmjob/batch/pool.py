@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Optional
 
 from vmjob.batch.description import Request
@@ -124,7 +126,10 @@ class Pool:
 
 
 def _bindings() -> Any:
-    """HTCondor's Python bindings. Raises VmjobError where they are not installed."""
+    """HTCondor's Python bindings. Raises VmjobError where they are not installed, or would end us at once."""
+    named = os.environ.get("CONDOR_CONFIG", "ONLY_ENV")
+    if named != "ONLY_ENV" and not Path(named).exists():
+        raise JobError(f"CONDOR_CONFIG={named}: there is no such file", "mend or unset this variable")
     try:
         import htcondor2
     except ImportError as missing:
@@ -196,6 +201,9 @@ _LIMITS = {"-2": "MAX_JOBS_SUBMITTED", "-3": "MAX_JOBS_PER_OWNER", "-4": "MAX_JO
 def named(complaint: str, place: Place) -> VmjobError:
     """The error for a complaint of HTCondor's. Pure."""
     text = " ".join(complaint.split())
+    if "determine collector" in text:
+        return PoolUnreachable("no HTCondor pool is set up on this machine",
+                               "name a target: --to condor-ce://HOST, or a default in targets.yaml")
     if "Submit:-1" in text or "Parse error" in text:
         return JobError(f"HTCondor refuses the submit file: {_reason(text)}",
                         "see submit: and templates: of the target in targets.yaml; vmjob plan --to shows the file")
@@ -208,7 +216,7 @@ def named(complaint: str, place: Place) -> VmjobError:
         return PoolRefused(f"{place} does not accept who we are: {_reason(text)}", _TOKEN)
     if re.search(r"permission denied|not authorized|SECMAN:20\d\d|AUTHORIZATION|unauthorized", text, re.I):
         return PoolRefused(f"{place} does not let us do this: {_reason(text)}", "ask the site to allow it for you")
-    if re.search(r"communication|connect|CEDAR|SECMAN|timed? ?out|locate|determine collector", text, re.I) or not text:
+    if re.search(r"communication|connect|CEDAR|SECMAN|timed? ?out|locate", text, re.I) or not text:
         return PoolUnreachable(f"{place} cannot be reached: {_reason(text) or 'no answer'}",
                                "check the host's name and port and your network; then try again")
     return PoolError(f"{place}: {_reason(text)}", "vmjob -vv shows more; condor_q and the schedd's log may too")

@@ -85,6 +85,10 @@ def choose(text: Optional[str]) -> Target:
         if found.kind != "condor-ce" or carrier.kind != "condor":
             raise JobError(f"{where}.through: only a condor-ce is reached through another schedd",
                            "through: condor, or condor://COLLECTOR[/SCHEDD]")
+        if not found.place.schedd and re.match(r"[0-9.]+:|\[", found.place.collector):
+            # HTCondor asks for the schedd by name, and that is not an address
+            raise JobError(f"{where}.url: through another schedd a compute element is reached by its name",
+                           "write its host's name, or add the name of its schedd: condor-ce://ADDRESS/SCHEDD")
         found = replace(found, place=carrier.place, element=found.place)
     return replace(
         found, templates=Path(entry["templates"]).expanduser() if "templates" in entry else None,

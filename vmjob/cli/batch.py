@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import secrets
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from vmjob.batch import targets
 from vmjob.batch.jobs import Cluster, JobId, JobInfo, State, first_failure, parse_id
 from vmjob.cli import report, tables
 from vmjob.cli.jobs import job_of
-from vmjob.errors import JobError, JobHeld, JobsPending
+from vmjob.errors import JobError, JobHeld, JobsPending, JobUnknown
 from vmjob.parameters import parameters
 from vmjob.units import parse_duration
 
@@ -130,7 +131,7 @@ def logs(args: argparse.Namespace) -> int:
         else:
             if len(jobs) > 1:
                 report.say(f"--- {job.id}")
-            report.write_all(1, text)
+            report.write_all(1, report.tame(text) if sys.stdout.isatty() else text)
     if args.json:
         report.show(json.dumps(texts))
     return 0
@@ -147,6 +148,9 @@ def _said(batch: Condor, job: JobInfo, kind: str) -> bytes:
         from vmjob.batch.attach import tail
 
         return tail(batch.pool, job, kind)
+    if job.fetched:
+        report.say(f"{job.id} was fetched already: what it said is among its results")
+        return b""
     report.say(f"{job.id} is {job.state.value} and has said nothing yet" + (f": {job.reason}" if job.reason else ""))
     return b""
 
@@ -155,35 +159,51 @@ def fetch(args: argparse.Namespace) -> int:
     """``vmjob fetch``: results of all that have ended; says which have not."""
     batch, ids = _open(args)
     clusters = batch.clusters(ids)
-    found, pending = [], 0
+    found: list[submission.Fetched] = []
+    pending = 0
     for cluster in clusters:
-        jobs = _named(cluster, ids)
-        ready = [job for job in jobs if job.results]
         folder = Path(args.out or f"{cluster.name}-{cluster.id}.out")
-        if args.out and len(clusters) > 1:
+        if args.out and clusters[1:]:
             folder = folder / str(cluster.id)
-        if ready:
-            found += submission.fetch(batch, ready, folder, report.choose(json=args.json), flat=cluster.total == 1,
-                                      keep=args.keep)
-            if not args.json:
-                report.say(f"{cluster.id}: results of {_count(len(ready), 'job')} in {folder}/")
-        late = len(jobs) - len(ready) + (cluster.waiting if JobId(cluster.id) in ids else 0)
+        some, late = _fetch(batch, cluster, ids, folder, args)
+        found += some
         pending += late
-        if late and not args.json:
-            report.say(f"{cluster.id}: {_count(late, 'job')} without results; see vmjob status {cluster.id}")
-    good = [one.document for one in found if one.document]
-    if args.json:
-        report.show(json.dumps({"results": good, "pending": pending, "refused": [
-            {"id": str(one.job.id), "kind": one.failure.kind, "message": one.failure.message}
-            for one in found if one.failure]}))
-    elif good:
-        report.show(tables.results(good))
-    for one in found if not args.json else ():
-        if one.failure:
-            report.say(f"{one.job.id}: {one.failure.message}")
-            report.say(f"→ {one.failure.hint}")
+    _tell_fetched(found, pending, args.json)
     return first_failure([*(one.failure.status if one.failure else one.document["status"] for one in found),
                           JobsPending.status if pending else 0])
+
+
+def _fetch(batch: Condor, cluster: Cluster, ids: list[JobId], folder: Path,
+           args: argparse.Namespace) -> tuple[list[submission.Fetched], int]:
+    """What came of one submission, and how many of its jobs have no results."""
+    every = _named(cluster, ids)
+    jobs = [job for job in every if not job.fetched]
+    if every and not jobs and not cluster.waiting:
+        raise JobUnknown(f"the results of {cluster.id} were fetched already", "they are where vmjob fetch put them")
+    ready = [job for job in jobs if job.results]
+    late = len(jobs) - len(ready) + (cluster.waiting if JobId(cluster.id) in ids else 0)
+    found = submission.fetch(batch, ready, folder, report.choose(json=args.json), flat=cluster.total == 1,
+                             keep=args.keep) if ready else []
+    if found and not args.json:
+        report.say(f"{cluster.id}: results of {_count(len(ready), 'job')} in {folder}/")
+    if late and not args.json:
+        report.say(f"{cluster.id}: {_count(late, 'job')} without results; see vmjob status {cluster.id}")
+    return found, late
+
+
+def _tell_fetched(found: list[submission.Fetched], pending: int, as_json: bool) -> None:
+    good = [(str(one.job.id), one.document) for one in found if not one.failure]
+    bad = [(str(one.job.id), one.failure) for one in found if one.failure]
+    if as_json:
+        report.show(json.dumps({
+            "results": [{"id": number, "result": document} for number, document in good], "pending": pending,
+            "refused": [{"id": number, "kind": failure.kind, "message": failure.message} for number, failure in bad]}))
+        return
+    if good:
+        report.show(tables.results(good))
+    for number, failure in bad:
+        report.say(f"{number}: {failure.message}")
+        report.say(f"→ {failure.hint}")
 
 
 def remove(args: argparse.Namespace) -> int:
@@ -199,7 +219,7 @@ def remove(args: argparse.Namespace) -> int:
         print(f"removed {_count(count, 'job')}" + (f" and {_count(images, 'image')}" if args.images else "")
               + (f", and the results of {unfetched} that nobody had fetched" if unfetched else ""))
     if needed:
-        report.say(f"{_count(needed, 'image')} stayed, as jobs in the queue need it: see vmjob status")
+        report.say(f"{_count(needed, 'image')} stayed for jobs in the queue: see vmjob status")
     return 0
 
 
@@ -209,6 +229,8 @@ def release(args: argparse.Namespace) -> int:
     batch.clusters(ids)
     count = batch.release(ids)
     print(json.dumps({"released": count}) if args.json else f"released {_count(count, 'job')}")
+    if not count:
+        report.say("none of them is held")
     return 0
 
 
@@ -242,7 +264,7 @@ def _attach(args: argparse.Namespace, what: str) -> int:
     batch = _batch(args)
     jobs = batch.jobs([one])
     if len(jobs) != 1:
-        raise JobError(f"{one} are {len(jobs)} jobs", f"say which: {one}.0")
+        raise JobError(f"{one} has {len(jobs)} jobs", f"say which: {one}.0")
     return attach(batch.pool, jobs[0], what)
 
 

@@ -62,8 +62,9 @@ def add_verbs(verbs: Any) -> None:
 def _ids(verbs: Any, name: str, text: str, examples: str, handler: str,
          needed: bool = False) -> argparse.ArgumentParser:
     one = _verb(verbs, name, text, examples, _later(handler))
+    named = needed or handler == "remove"
     one.add_argument("ids", metavar="ID", nargs="+" if needed else "*", help="CLUSTER or CLUSTER.PROC"
-                     + (", as vmjob submit printed it" if needed else " (default: all of yours)"))
+                     + (", as vmjob submit printed it" if named else " (default: all of yours)"))
     _to(one)
     _common(one)
     return one
@@ -83,8 +84,16 @@ def _common(one: argparse.ArgumentParser) -> None:
 def _later(function: str) -> Callable[[argparse.Namespace], int]:
     def call(args: argparse.Namespace) -> int:
         from vmjob.cli import batch
+        from vmjob.errors import Interrupted
 
-        status: int = getattr(batch, function)(args)
-        return status
+        try:
+            status: int = getattr(batch, function)(args)
+            return status
+        except Interrupted as stopped:
+            if function == "console":  # the way out of it
+                return 0
+            stopped.hint = "nothing was submitted" if function == "submit" and args.to != "local" else \
+                "what is in the queue goes on; ask again when you like"
+            raise
 
     return call

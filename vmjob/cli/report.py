@@ -17,6 +17,9 @@ class _TqdmBar(Bar):
     def __init__(self, elapsed: float = 0.0, **options: Any) -> None:
         from tqdm import tqdm
 
+        if options.get("unit") == "job":  # some had ended before anybody looked: a rate would be none
+            options["unit_scale"] = False
+            options["bar_format"] = "{desc}: {percentage:3.0f}% {bar:30} {n:.0f} of {total:.0f} jobs"
         columns, lines = _terminal()
         self._bar = tqdm(file=sys.stderr, leave=False, ncols=columns, nrows=lines, **options)
         self._bar.start_t -= elapsed
@@ -144,6 +147,12 @@ def say(text: str) -> None:
     """A line of ours among the program's output; strangers' names in it cannot steer a terminal."""
     with contextlib.suppress(OSError):  # nobody listens any more: the run and its status go on
         print(f"vmjob: {''.join(c if c.isprintable() else chr(0xfffd) for c in text)}", file=sys.stderr, flush=True)
+
+
+def tame(data: bytes) -> bytes:
+    """A guest's output made fit for a terminal: lines and tabs stay, what would steer it does not."""
+    text = data.decode(errors="replace")
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text).encode()
 
 
 def show(text: str) -> None:

@@ -54,16 +54,16 @@ def jobs(found: Sequence[JobInfo], waiting: int) -> str:
     return "\n".join(lines)
 
 
-def results(documents: Sequence[dict[str, Any]]) -> str:
-    """What came back: one line a result.json."""
+def results(documents: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """What came back: one line a result.json, by the job's number."""
     rows = []
-    for body in documents:
+    for number, body in documents:
         stages = {stage["name"]: stage["seconds"] for stage in body["stages"]}
-        rows.append([body["job"], body["outcome"], str(body["status"]), body["host"],
+        rows.append([number, body["job"], body["outcome"], str(body["status"]), body["host"],
                      (body["accelerator"] or {}).get("name", ""),
                      *(f"{stages[name]:.1f}" if name in stages else "" for name in ("verify", "boot", "payload")),
                      format_size(body.get("bytes_image", 0)), (body["failure"] or {}).get("kind", "")])
-    return table(["JOB", "OUTCOME", "STATUS", "NODE", "ACCEL", "VERIFY s", "BOOT s", "PAYLOAD s", "IMAGE MOVED",
+    return table(["ID", "NAME", "OUTCOME", "STATUS", "NODE", "ACCEL", "VERIFY s", "BOOT s", "PAYLOAD s", "IMAGE MOVED",
                   "FAILURE"], rows)
 
 
