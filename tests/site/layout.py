@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 SITE = REPOSITORY / "build" / "site"
 
-# Two sites on one machine differ in both.
-PREFIX = os.environ.get("VMJOB_SITE_PREFIX") or "vmjob"  # of links, which have 15 characters at most
-NET = os.environ.get("VMJOB_SITE_NET") or "10.213.0"  # a /24 of our own
+# Sites of two checkouts run side by side: names and addresses come from the folder, unless the environment has them.
+_FOLDER = int(hashlib.sha256(os.fsencode(REPOSITORY)).hexdigest()[:4], 16)
+PREFIX = os.environ.get("VMJOB_SITE_PREFIX") or f"vmjob-{_FOLDER:04x}"  # of links, which have 15 characters at most
+NET = os.environ.get("VMJOB_SITE_NET") or f"10.{192 + _FOLDER // 256 % 64}.{_FOLDER % 256}"  # a /24 of our own
 GATEWAY = f"{NET}.1"  # the machine itself
 BRIDGE = f"{PREFIX}-br"
 NODE_CACHE = "/var/lib/vmjob/cache"  # on a node: outlives a job, shared by its jobs

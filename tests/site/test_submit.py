@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import Cli, Done
 from tests.site.jobs import eventually
+from tests.site.layout import NET
 from tests.site.pool import Pool
 from tests.site.site import Site
 
@@ -206,7 +207,7 @@ def test_rm_release_and_history(vmjob: Vmjob) -> None:
 
 
 @pytest.mark.parametrize("args, status, tells", [
-    (["--to", "condor-ce://10.213.0.99", "--image", "micro"], 191, "cannot be reached"),
+    (["--to", f"condor-ce://{NET}.99", "--image", "micro"], 191, "cannot be reached"),
     (["--to", "condor-ce://no-such-host.invalid", "--image", "micro"], 191, "cannot be reached"),
     (["--to", "ce", "--image", "no-such-image"], 211, "no image"),
     (["--to", "ce", "--image", "micro", "--memory", "20GiB"], 194, "would wait for ever"),
