@@ -32,7 +32,7 @@ ATTACH = textwrap.dedent("""
     job = JobInfo(JobId(int(sys.argv[2]), 0), "a job", State.RUNNING)
     try:
         if sys.argv[3] == "tail":
-            sys.stdout.buffer.write(tail(pool, job.id, "out"))
+            sys.stdout.buffer.write(tail(pool, job, "out"))
         else:
             sys.exit(attach(pool, job, sys.argv[3]))
     except VmjobError as error:
