@@ -117,6 +117,9 @@ def test_a_small_scratch_is_advertised_by_a_new_startd(broken: Site) -> None:
     broken.restart("n1", "startd")
     size = ["condor_status", "-pool", broken.ce, "-const", 'Machine == "n1.vmjob.test"', "-af", "TotalSlotDisk"]
     eventually(lambda: 0 < float(jobs.tool(broken, *size) or 0) <= 16 << 10)
+    broken.mend()
+    broken.restart("n1", "startd")  # nor does it see that the disk is large again
+    eventually(lambda: float(jobs.tool(broken, *size) or 0) > 16 << 10)
 
 
 @pytest.mark.parametrize("limit", ["MAX_JOBS_PER_OWNER", "MAX_JOBS_PER_SUBMISSION", "MAX_JOBS_SUBMITTED"])
