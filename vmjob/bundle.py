@@ -19,11 +19,10 @@ from vmjob import config
 from vmjob.errors import JobError, ScratchFull, VmjobError
 from vmjob.files import FULL, place, real_kind
 from vmjob.model import Payload
-from vmjob.payload import INPUT, NAME, image_place, write_payload
+from vmjob.payload import INPUT, NAME, WRAPPER, image_place, write_payload
 from vmjob.progress import Reporter
 from vmjob.slot.scratch import claim, scratch
 
-WRAPPER = "vmjob-wrapper.sh"
 PYZ = "vmjob.pyz"
 OLDEST = (3, 9)
 # Distribution → folder of the module in it that travels.

@@ -8,6 +8,7 @@ from pathlib import Path
 from vmjob import bundle, process
 from vmjob.batch.description import Parameters
 from vmjob.model import Job
+from vmjob.payload import WRAPPER
 from vmjob.progress import Reporter
 from vmjob.submission import packed
 
@@ -30,7 +31,7 @@ def run_here(job: Job, base: Path, parameters: Parameters, results: Path, report
 
 def _run(payload: Path, out: Path, row: str) -> int:
     with (out / "stdout.txt").open("wb") as stdout, (out / "stderr.txt").open("wb") as stderr:
-        child = process.spawn(["env", f"VMJOB_PYTHON={sys.executable}", "sh", payload / bundle.WRAPPER, "--results",
+        child = process.spawn(["env", f"VMJOB_PYTHON={sys.executable}", "sh", payload / WRAPPER, "--results",
                                out.absolute(), f"--parameters={row}"], cwd=out, stdout=stdout, stderr=stderr)
         try:
             return child.wait()

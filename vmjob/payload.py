@@ -13,6 +13,7 @@ from vmjob.model import Accel, Boot, Input, Job, Network, Payload, Resources
 
 NAME = "payload.json"
 INPUT = "input.tar"
+WRAPPER = "vmjob-wrapper.sh"
 _AGAIN = "the payload was damaged on its way: pack it again, or send it again"
 
 

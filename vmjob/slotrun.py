@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -56,7 +57,8 @@ def slot_run(this: SlotRun, reporter: Reporter) -> Result:
                 _run(this, this.results, announcer, chirp, signals)
         except Exception as failure:  # the scratch folder, mostly
             result = _failed(failure)
-            _pack_alone(result, this.pack)
+            if this.pack and not this.pack.exists():
+                _pack_alone(result, this.pack)
         signals.listener = announcer.hurry
         announcer.finish(result)
     return result
@@ -127,40 +129,44 @@ def _packed(this: SlotRun, announcer: Announcer, chirp: Optional[Chirp], signals
         try:
             pack_results(results, this.pack)
         except (VmjobError, OSError) as failure:
-            result = _alone(result, _failed(failure), folder / "alone", this.pack)
+            result = _alone(result, _failed(failure), this.pack)
     return result
 
 
-def _alone(result: Result, failed: Result, folder: Path, target: Path) -> Result:
+def _alone(result: Result, failed: Result, target: Path) -> Result:
     """A result without the outputs, where these cannot be packed: what cannot come back is no success."""
-    failure = failed.failure
     if result.outcome != "failed":
-        result = replace(result, outcome="failed", status=failed.status, failure=failure, outputs=(), bytes_out=0)
-    try:
-        folder.mkdir()
-        result = keep_result(result, folder)
-        pack_results(folder, target)
-    except (VmjobError, OSError) as again:
-        log.error("%s cannot be written: %s", target, again)
+        result = replace(result, outcome="failed", status=failed.status, failure=failed.failure, outputs=(),
+                         bytes_out=0)
+    _pack_alone(result, target)
     return result
 
 
-def _pack_alone(result: Result, target: Optional[Path]) -> None:
+def _pack_alone(result: Result, target: Path) -> None:
     """A result without a folder to keep it in: straight into the archive, as HTCondor holds a job that lacks it."""
     import io
     import json
     import tarfile
 
-    if target is None or target.exists():
-        return
     text = (json.dumps(result.to_json(), indent=1) + "\n").encode()
+    info = tarfile.TarInfo(RESULT_FILES[0])
+    info.size, info.mtime = len(text), int(result.ended)
     try:
-        info = tarfile.TarInfo(RESULT_FILES[0])
-        info.size, info.mtime = len(text), int(result.ended)
-        with tarfile.open(target, "w") as archive:
+        with _whole(target) as spare, tarfile.open(spare, "w") as archive:
             archive.addfile(info, io.BytesIO(text))
     except OSError as refused:
         log.error("%s cannot be written: %s", target, refused)
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A name to write under; what stands there at the end is ``target`` then, and after a failure nothing."""
+    spare = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        yield spare
+        spare.replace(target)
+    finally:
+        spare.unlink(missing_ok=True)
 
 
 def pack_results(folder: Path, target: Path) -> None:
@@ -168,12 +174,8 @@ def pack_results(folder: Path, target: Path) -> None:
     Raises ScratchFull, JobError, OSError."""
     from vmjob.stage.pack import write_archive
 
-    spare = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with _whole(target) as spare:
         write_archive(_entries(folder), spare, lambda _: None)
-        spare.replace(target)
-    finally:
-        spare.unlink(missing_ok=True)
 
 
 def _entries(folder: Path) -> Iterator[Entry]:

@@ -13,7 +13,7 @@ from vmjob.batch.description import Parameters, Request, Submission
 from vmjob.errors import FolderBusy, OutputMissing, OutputRefused, VmjobError
 from vmjob.files import place, real_kind
 from vmjob.model import Image, Job, Manifest, Payload
-from vmjob.payload import INPUT, NAME
+from vmjob.payload import INPUT, NAME, WRAPPER
 from vmjob.progress import Reporter
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def describe(job: Job, base: Path, target: Target, parameters: Parameters) -> tu
     payload = Payload(job, manifest, files)
     if target.kind == "local":
         return "", payload_document(payload)
-    names = [bundle.WRAPPER, bundle.PYZ, NAME] + ([INPUT] if job.inputs else [])
+    names = [WRAPPER, bundle.PYZ, NAME] + ([INPUT] if job.inputs else [])
     text = jobs_description(target, _submission(payload, parameters, tuple(sorted(names))), SPOOL, "$(image)")
     queue = f"queue {parameters.count}\n"
     if parameters.rows:

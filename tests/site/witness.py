@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from tests.site import jobs
 from tests.site.hosts import Process
 from tests.site.layout import EXECUTE, NODES, USERS
 from tests.site.site import Site
@@ -160,10 +161,7 @@ def watching(site: Site) -> Iterator[Witness]:
 
 
 def eventually(what: Callable[[], bool], seconds: float = 120, instead: Callable[[], object] = lambda: "") -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {instead()}"
-        time.sleep(0.2)
+    jobs.eventually(what, seconds, instead)
 
 
 def remains(site: Site) -> list[str]:

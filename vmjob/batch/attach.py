@@ -11,11 +11,11 @@ import re
 from typing import Optional
 
 from vmjob import process
-from vmjob.batch.description import WRAPPER
 from vmjob.batch.jobs import JobInfo, State
 from vmjob.batch.pool import Pool, named
 from vmjob.batch.targets import Place
 from vmjob.errors import CommandMissing, JobsPending, JobUnknown, PoolError, SlotError, VmjobError
+from vmjob.payload import WRAPPER
 
 TOOL = "condor_ssh_to_job"
 _FILES = {"out": "_condor_stdout", "err": "_condor_stderr"}

@@ -103,14 +103,18 @@ def _spool(pool: Pool, description: str, bar: Optional[Bar] = None) -> Carrier:
     except (VmjobError, IndexError) as broken:
         remove(pool, [cluster])
         if isinstance(broken, IndexError):
-            raise PoolError(f"{pool.place}: the job {cluster} has left the queue",
-                            "somebody removed it, or the site's policy did: ask there") from broken
+            raise _gone(pool, cluster) from broken
         raise TransferFailed(f"the files could not be sent: {broken}",
                              "try again; if it stays, ask the site whether its schedd has space for them") from broken
     except BaseException:
         remove(pool, [cluster])
         raise
     return Carrier(cluster, folder)
+
+
+def _gone(pool: Pool, cluster: int) -> PoolError:
+    return PoolError(f"{pool.place}: the job {cluster} has left the queue",
+                     "somebody removed it, or the site's policy did: ask there")
 
 
 def _carried_on(pool: Pool, target: Target, carrier: Carrier, reporter: Reporter) -> Carrier:
@@ -134,8 +138,7 @@ def _until(pool: Pool, cluster: int, done: Callable[[Any], bool], what: str) -> 
                                                      "HoldReason", "HoldReasonCode", "GridResource",
                                                      "GridResourceUnavailableTime"])
         if not ads:
-            raise PoolError(f"{pool.place}: the job {cluster} has left the queue",
-                            "somebody removed it, or the site's policy did: ask there")
+            raise _gone(pool, cluster)
         if done(ads[0]):
             return ads[0]
         if ads[0].get("JobStatus") == 5 and ads[0].get("HoldReasonCode") not in (None, 16):

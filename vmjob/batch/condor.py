@@ -13,7 +13,7 @@ from typing import Optional
 
 from vmjob.batch import carrier
 from vmjob.batch.description import Parameters, Submission, jobs_description
-from vmjob.batch.jobs import ATTRIBUTES, Cluster, JobId, JobInfo, State, clusters_of, job_of
+from vmjob.batch.jobs import ATTRIBUTES, Cluster, JobId, JobInfo, State, among, clusters_of, job_of
 from vmjob.batch.pool import Pool, quote, translated
 from vmjob.batch.targets import Target
 from vmjob.errors import JobUnknown, NameTaken, PoolRefused, PoolUnreachable
@@ -98,8 +98,7 @@ class Condor:
 
     def jobs(self, ids: Sequence[JobId]) -> list[JobInfo]:
         """The jobs in the queue that ``ids`` name."""
-        return [job for cluster in self.clusters(ids) for job in cluster.jobs
-                if not ids or any(one.covers(job.id) for one in ids)]
+        return [job for cluster in self.clusters(ids) for job in cluster.jobs if among(ids, job.id)]
 
     def history(self, ids: Sequence[JobId] = (), most: int = 50) -> list[JobInfo]:
         """Jobs that have left the queue, latest first."""
@@ -120,7 +119,7 @@ class Condor:
         left = {c.id for c in self.clusters()}
         gone = [carrier.of_payload(c.payload) for c in before if c.id not in left]
         carrier.remove(self.pool, [one for one in gone if one is not None])
-        jobs = [job for c in before for job in c.jobs if any(one.covers(job.id) for one in ids)]
+        jobs = [job for c in before for job in c.jobs if among(ids, job.id)]
         return len(jobs) + sum(c.waiting for c in whole), sum(job.results and not job.fetched for job in jobs)
 
     def remove_images(self) -> tuple[int, int]:
@@ -137,8 +136,7 @@ class Condor:
         """A job that runs is asked to end first; its log is in the payload's folder."""
         deadline = time.monotonic() + patience
         while clusters and time.monotonic() < deadline:
-            wanted = " || ".join(f"ClusterId == {c}" for c in clusters)
-            if not self.pool.query(wanted, ["ClusterId"], clusters=True):
+            if not self.pool.query(_either([JobId(c) for c in clusters]), ["ClusterId"], clusters=True):
                 return
             time.sleep(0.5)
 
@@ -151,7 +149,7 @@ class Condor:
             self._act("Release", ids, "released with vmjob release", " && JobStatus == 5")
         return len(held)
 
-    def _act(self, action: str, ids: Sequence[JobId], why: str, also: str = "") -> int:
+    def _act(self, action: str, ids: Sequence[JobId], why: str, also: str = "") -> None:
         import htcondor2
 
         constraint = f"{self.pool.ours} && {_OURS} && ({_either(ids)}){also}"
@@ -160,7 +158,6 @@ class Condor:
         if answer.get("TotalPermissionDenied"):
             raise PoolRefused(f"{self.target.name} does not let us do this to {answer['TotalPermissionDenied']} jobs",
                               "they belong to somebody else")
-        return int(answer.get("TotalSuccess", 0))
 
     # ------------------------------------------------------------ results
 

@@ -10,9 +10,9 @@ from typing import Optional
 
 from vmjob.batch.targets import Target
 from vmjob.errors import JobError, VmjobError
+from vmjob.payload import WRAPPER
 
 RESULTS = "vmjob-results.tar"
-WRAPPER = "vmjob-wrapper.sh"
 PROCESS = "$(Process)"
 SPOOL = "$(payload)"  # stands for the payload's folder while nobody knows it
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from vmjob.batch.condor import Condor
-from vmjob.batch.jobs import ENDED, JobId, JobInfo
+from vmjob.batch.jobs import ENDED, JobId, JobInfo, among
 from vmjob.errors import JobUnknown, VmjobError
 
 PATIENCE = 600.0  # seconds for which a schedd may be away: it is restarted, or the network is cut
@@ -53,8 +53,8 @@ class Following:
 
     def _ask(self) -> None:
         found = self._batch.found(self._ids)
-        here = {job.id: job for cluster in found for job in cluster.jobs if self._wanted(job.id)}
-        self.waiting = sum(cluster.waiting for cluster in found if self._wanted(JobId(cluster.id)))
+        here = {job.id: job for cluster in found for job in cluster.jobs if among(self._ids, job.id)}
+        self.waiting = sum(cluster.waiting for cluster in found if among(self._ids, JobId(cluster.id)))
         gone = [job for job in self._known if job not in here and self._known[job].state not in ENDED]
         if not self._known:
             gone += [one for one in self._ids if not any(one.covers(job) for job in here) and
@@ -65,9 +65,6 @@ class Following:
             if not any(one.covers(job) for job in past):
                 self._lost(one)
         self._known.update(past)
-
-    def _wanted(self, job: JobId) -> bool:
-        return not self._ids or any(one.covers(job) for one in self._ids)
 
     def _past(self, gone: Sequence[JobId]) -> dict[JobId, JobInfo]:
         found: dict[JobId, JobInfo] = {}

@@ -60,6 +60,11 @@ class JobId:
         return f"(ClusterId == {self.cluster}{own})"
 
 
+def among(ids: Sequence[JobId], job: JobId) -> bool:
+    """Does one of ``ids`` name the job? None at all name every job."""
+    return not ids or any(one.covers(job) for one in ids)
+
+
 def parse_id(text: str) -> JobId:
     """``CLUSTER`` or ``CLUSTER.PROC``. Raises JobError."""
     found = re.fullmatch(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?", text)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from vmjob import submission
 from vmjob.batch import targets
-from vmjob.batch.jobs import Cluster, JobId, JobInfo, State, first_failure, parse_id
+from vmjob.batch.jobs import Cluster, JobId, JobInfo, State, among, first_failure, parse_id
 from vmjob.cli import report, tables
 from vmjob.cli.jobs import job_of
 from vmjob.errors import JobError, JobHeld, JobsPending, JobUnknown
@@ -283,7 +283,7 @@ def _batch(args: argparse.Namespace) -> Condor:
 
 
 def _named(cluster: Cluster, ids: list[JobId]) -> list[JobInfo]:
-    return [job for job in cluster.jobs if not ids or any(one.covers(job.id) for one in ids)]
+    return [job for job in cluster.jobs if among(ids, job.id)]
 
 
 def _document(cluster: Cluster, ids: list[JobId]) -> dict[str, object]:
