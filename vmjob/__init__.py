@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from vmjob.api import pack_job, run_job
     from vmjob.errors import VmjobError
     from vmjob.job import load_job
-    from vmjob.model import Input, Job, Resources, Result
+    from vmjob.model import Input, Job, Resources
     from vmjob.progress import Reporter
+    from vmjob.result import Result
 
 __all__ = ["Input", "Job", "Reporter", "Resources", "Result", "VmjobError", "load_job", "pack_job", "run_job",
            "submit_job"]
 
 _HOMES = {"pack_job": "api", "run_job": "api", "submit_job": "api", "VmjobError": "errors", "load_job": "job",
-          "Input": "model", "Job": "model", "Resources": "model", "Result": "model", "Reporter": "progress"}
+          "Input": "model", "Job": "model", "Resources": "model", "Result": "result", "Reporter": "progress"}
 
 
 def __getattr__(name: str) -> Any:

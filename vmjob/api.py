@@ -34,8 +34,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from vmjob import config, submit
-from vmjob.model import Job, Result
+from vmjob.model import Job
 from vmjob.progress import Reporter
+from vmjob.result import Result
 
 if TYPE_CHECKING:
     from vmjob.submission import Submitted

@@ -14,12 +14,16 @@ The tree; the number is the exit status of the wrapper and of ``vmjob run``::
      │   ├─ JobHeld                 198
      │   └─ JobsPending             199  transient
      ├─ JobError            200–209      the user can mend it: job file, command line, inputs
-     │   └─ InputMissing            201
+     │   ├─ InputMissing            201
+     │   ├─ WalltimeTooShort        202  a glide-in would have no time for a job
+     │   └─ TokenRefused            203  a glide-in's token: expired, wrong, or of another pool
      ├─ ImageError          210–219      the image maker can mend it
      │   ├─ ImageMissing            211
      │   ├─ ImageCorrupt            212  bytes are not what the digest says
      │   ├─ ImageRefused            213  bytes are right, but not safe to boot
-     │   └─ BuildFailed             214
+     │   ├─ BuildFailed             214
+     │   ├─ CondorMissing           215  a glide-in found no HTCondor in the guest
+     │   └─ CondorTooOld            216
      ├─ SlotError           220–229      the batch slot (or laptop) does not allow it
      │   ├─ SlotTooSmall            221
      │   ├─ ScratchFull             222  transient
@@ -33,13 +37,16 @@ The tree; the number is the exit status of the wrapper and of ``vmjob run``::
      │   ├─ QemuFailed              234  transient
      │   ├─ CommandFailed           235
      │   ├─ CommandMissing          236  transient
-     │   └─ ChirpFailed             237  transient
+     │   ├─ ChirpFailed             237  transient
+     │   ├─ ClockWrong              238  transient
+     │   └─ PoolOutOfReach          239  transient: a glide-in's guest does not reach its pool
      └─ GuestError          240–249      the guest did not do its part
          ├─ BootFailed              240  never said hello, twice
          ├─ KernelPanic             241
          ├─ GuestHung               242
          ├─ GuestVanished           243  powered off without telling a result
          ├─ AgentFailed             244
+         ├─ CondorFailed            245  a glide-in's HTCondor ended by itself
          ├─ OutputMissing           246
          ├─ OutputTooLarge          247
          └─ OutputRefused           248
@@ -48,8 +55,7 @@ Statuses 1–199 belong to the user's program (128+N: killed by signal N, as she
 tell it). 85 stays free for "checkpointed". A program can exit with 200 and more
 too; ``result.json`` tells which of the two it was.
 
-``transient`` says to a scheduler: the same job may well succeed on another node or
-later. ``hint`` is the next action, for a person.
+``transient``: the same job may well succeed elsewhere or later. ``hint``: the next action, for a person.
 """
 
 from __future__ import annotations
@@ -130,6 +136,14 @@ class InputMissing(JobError):
     status = 201
 
 
+class WalltimeTooShort(JobError):
+    status = 202
+
+
+class TokenRefused(JobError):
+    status = 203
+
+
 class ImageError(VmjobError):
     status = 210
 
@@ -148,6 +162,14 @@ class ImageRefused(ImageError):
 
 class BuildFailed(ImageError):
     status = 214
+
+
+class CondorMissing(ImageError):
+    status = 215
+
+
+class CondorTooOld(ImageError):
+    status = 216
 
 
 class SlotError(VmjobError):
@@ -201,10 +223,7 @@ class QemuFailed(HostError):
 
 
 class CommandFailed(HostError):
-    """A helper command ended with a status other than zero.
-
-    ``output`` is the tail of what it printed.
-    """
+    """A helper command ended with a status other than zero; ``output`` is the tail of what it printed."""
 
     status = 235
 
@@ -224,6 +243,18 @@ class ChirpFailed(HostError):
     """HTCondor's way from the slot to the submit side is closed, or was cut for too long."""
 
     status = 237
+    transient = True
+
+
+class ClockWrong(HostError):
+    status = 238
+    transient = True
+
+
+class PoolOutOfReach(HostError):
+    """From inside the guest of a glide-in the VO's pool does not answer."""
+
+    status = 239
     transient = True
 
 
@@ -249,6 +280,10 @@ class GuestVanished(GuestError):
 
 class AgentFailed(GuestError):
     status = 244
+
+
+class CondorFailed(GuestError):
+    status = 245
 
 
 class OutputMissing(GuestError):

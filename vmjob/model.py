@@ -7,9 +7,10 @@ import json
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 from vmjob.errors import JobError
+from vmjob.glideins import Glidein
 
 
 class Accel(str, Enum):
@@ -115,7 +116,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Job:
-    """A job as the user means it. Exactly one of ``command`` and ``script`` is set."""
+    """A job as the user means it. Exactly one of ``command``, ``script`` and ``glidein`` is set."""
 
     name: str
     image: str
@@ -129,6 +130,7 @@ class Job:
     network: Network = Network.NAT
     user: str = ""
     boot: Optional[Boot] = None
+    glidein: Optional[Glidein] = None
 
     def __post_init__(self) -> None:
         if isinstance(self.command, str):  # it would be taken letter by letter
@@ -138,12 +140,14 @@ class Job:
 @dataclass(frozen=True)
 class Payload:
     """What is handed to a CE, or walked straight away by ``vmjob run``: the job, its image and the
-    archive of its inputs. ``image_files`` says where this side holds each file of the image (by role)."""
+    archive of its inputs. ``image_files`` says where this side holds each file of the image (by role). ``token`` is
+    what a glide-in joins its pool with: it travels apart from the rest, and is kept in memory alone."""
 
     job: Job
     manifest: Manifest
     image_files: dict[str, Path]
     input_archive: Optional[Path] = None
+    token: str = field(default="", repr=False)
 
 
 # Bytes that QEMU's emulation keeps translated code in; left alone it takes up to a GiB beside the guest.
@@ -226,73 +230,3 @@ class VmSpec:
     netdev: str = ""
     netdev_extra: tuple[str, ...] = ()
     cpu_model: str = ""
-
-
-@dataclass(frozen=True)
-class StageTime:
-    name: str
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A named failure; ``kind`` is a class of vmjob.errors."""
-
-    stage: str
-    kind: str
-    status: int
-    message: str
-    hint: str
-    transient: bool
-
-
-@dataclass(frozen=True)
-class Result:
-    """What ``result.json`` holds (vmjob/schemas/result.schema.json); times in seconds, sizes in bytes.
-
-    ``outcome``: ``ok`` (program ended with 0 and everything asked for came back), ``program-failed``
-    (it ran and ended otherwise) or ``failed`` (``failure`` says what). ``status`` is the exit status of the wrapper."""
-
-    job: str
-    outcome: str
-    status: int
-    exit_status: Optional[int] = None
-    signal: Optional[int] = None
-    failure: Optional[Failure] = None
-    stages: tuple[StageTime, ...] = ()
-    accelerator: Optional[AccelChoice] = None
-    qemu_version: str = ""
-    image: str = ""
-    image_digest: str = ""
-    boot: str = ""
-    boot_attempts: int = 0
-    network: str = ""
-    cpus: int = 0
-    memory: int = 0
-    slot: str = ""
-    bytes_in: int = 0
-    bytes_image: int = 0
-    bytes_out: int = 0
-    cpu_seconds: float = 0.0
-    peak_memory: int = 0
-    outputs: tuple[str, ...] = ()
-    console_tail: tuple[str, ...] = ()
-    stop: str = ""
-    started: float = 0.0
-    ended: float = 0.0
-    host: str = ""
-
-    @property
-    def failure_kind(self) -> str:
-        """Name of the failure, or nothing."""
-        return self.failure.kind if self.failure else ""
-
-    def to_json(self) -> dict[str, Any]:
-        """The document of result.schema.json."""
-        from dataclasses import asdict
-
-        import vmjob
-
-        body = asdict(self)
-        body["stages"] = [{"name": s.name, "seconds": round(s.seconds, 4)} for s in self.stages]
-        return {"vmjob": vmjob.__version__, "schema": 1, **body}

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Optional
 
 from vmjob.errors import HostError, Interrupted, ScratchFull, VmjobError, WalltimeOver
 from vmjob.files import FULL
-from vmjob.model import AccelChoice, Boot, Failure, Granted, Job, Payload, QemuInfo, Result, Slot
+from vmjob.model import AccelChoice, Boot, Granted, Job, Payload, QemuInfo, Slot
 from vmjob.progress import Reporter, Stages
+from vmjob.result import Failure, Result
 
 if TYPE_CHECKING:
     from vmjob.guest.channel import Channel

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Optional
 
 from vmjob.errors import VmjobError
-from vmjob.model import StageTime
+from vmjob.result import StageTime
 
 
 class Reporter:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Optional
 
 from vmjob import compose
 from vmjob.errors import OutputMissing, OutputTooLarge, VmjobError
-from vmjob.model import ImageFile, Payload, Result, Slot
+from vmjob.model import ImageFile, Payload, Slot
 from vmjob.outcome import Run, failure_from_os, keep_result
 from vmjob.progress import Reporter
+from vmjob.result import Result
 from vmjob.units import format_size
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from vmjob import config
 from vmjob.chirp import Chirp, unavailable
 from vmjob.errors import VmjobError
 from vmjob.files import RESULT_FILES
-from vmjob.model import ImageFile, Result
+from vmjob.model import ImageFile
 from vmjob.outcome import failure_from_os, failure_of, keep_result
 from vmjob.progress import Reporter
+from vmjob.result import Result
 from vmjob.slot.announce import Announcer
 from vmjob.slot.signals import Signals
 

@@ -11,9 +11,10 @@ import pytest
 from vmjob import errors
 from vmjob.chirp import Value
 from vmjob.errors import ChirpFailed, VmjobError
-from vmjob.model import AccelChoice, Result, StageTime
+from vmjob.model import AccelChoice
 from vmjob.outcome import failure_of
 from vmjob.progress import Reporter
+from vmjob.result import Result, StageTime
 from vmjob.slot import announce, carrier
 from vmjob.slot.announce import Announcer, decision, summary
 
@@ -33,10 +34,11 @@ def leaves(kind: type[VmjobError]) -> list[type[VmjobError]]:
 
 
 RETRIED = {errors.ScratchFull, errors.QemuMissing, errors.KvmUnavailable, errors.NetworkRefused, errors.QemuFailed,
-           errors.CommandMissing, errors.ChirpFailed}
+           errors.CommandMissing, errors.ChirpFailed, errors.ClockWrong, errors.PoolOutOfReach}
 HELD = {errors.JobError, errors.InputMissing, errors.ImageError, errors.ImageMissing, errors.ImageCorrupt,
         errors.ImageRefused, errors.BuildFailed, errors.SlotError, errors.SlotTooSmall, errors.FolderBusy,
-        errors.HostError, errors.CommandFailed}
+        errors.HostError, errors.CommandFailed, errors.WalltimeTooShort, errors.TokenRefused, errors.CondorMissing,
+        errors.CondorTooOld}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in leaves(VmjobError) if kind.status >= 200], ids=lambda k: k.__name__)

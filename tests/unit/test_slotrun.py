@@ -13,10 +13,11 @@ import pytest
 from tests.unit.test_payload import make
 from vmjob import config, slotrun
 from vmjob.errors import JobError
-from vmjob.model import Job, Result
+from vmjob.model import Job
 from vmjob.outcome import keep_result
 from vmjob.payload import read_payload
 from vmjob.progress import Reporter
+from vmjob.result import Result
 from vmjob.slotrun import SlotRun, slot_run
 
 pytestmark = pytest.mark.unit

@@ -149,7 +149,7 @@ def test_result_goes_to_scratch_where_here_is_read_only(payload: Path, tmp_path:
 
 def check(result: Any) -> None:
     """The wrapper's result is one as any other."""
-    from vmjob.model import Failure, Result
+    from vmjob.result import Failure, Result
     from vmjob.schema import check as fits
     from vmjob.schema import schema_text
 

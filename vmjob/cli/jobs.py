@@ -12,7 +12,8 @@ from typing import Any, Optional
 from vmjob import api
 from vmjob.cli import report
 from vmjob.errors import JobError
-from vmjob.model import Failure, Job, Result
+from vmjob.model import Job
+from vmjob.result import Failure, Result
 from vmjob.units import format_duration, format_size
 
 _CONSOLE_TELLS = ("BootFailed", "KernelPanic", "GuestHung", "GuestVanished", "AgentFailed")

@@ -11,8 +11,8 @@ from typing import Optional
 
 from vmjob.chirp import Chirp, Value, literal
 from vmjob.errors import Interrupted, VmjobError, WalltimeOver
-from vmjob.model import Failure, Result
 from vmjob.progress import Bar, Reporter
+from vmjob.result import Failure, Result
 from vmjob.slot import sources
 
 log = logging.getLogger("vmjob.slot")

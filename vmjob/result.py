@@ -1,0 +1,83 @@
+"""What became of a run, as typed, frozen values: ``result.json``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from vmjob.glideins import Worked
+from vmjob.model import AccelChoice
+
+
+@dataclass(frozen=True)
+class StageTime:
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A named failure; ``kind`` is a class of vmjob.errors."""
+
+    stage: str
+    kind: str
+    status: int
+    message: str
+    hint: str
+    transient: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``result.json`` holds (vmjob/schemas/result.schema.json); times in seconds, sizes in bytes.
+
+    ``outcome``: ``ok`` (program ended with 0 and everything asked for came back), ``program-failed``
+    (it ran and ended otherwise) or ``failed`` (``failure`` says what). ``status`` is the exit status of the wrapper.
+    ``glidein``: what a glide-in has done, None for other jobs."""
+
+    job: str
+    outcome: str
+    status: int
+    exit_status: Optional[int] = None
+    signal: Optional[int] = None
+    failure: Optional[Failure] = None
+    stages: tuple[StageTime, ...] = ()
+    accelerator: Optional[AccelChoice] = None
+    qemu_version: str = ""
+    image: str = ""
+    image_digest: str = ""
+    boot: str = ""
+    boot_attempts: int = 0
+    network: str = ""
+    cpus: int = 0
+    memory: int = 0
+    slot: str = ""
+    bytes_in: int = 0
+    bytes_image: int = 0
+    bytes_out: int = 0
+    cpu_seconds: float = 0.0
+    peak_memory: int = 0
+    outputs: tuple[str, ...] = ()
+    console_tail: tuple[str, ...] = ()
+    stop: str = ""
+    started: float = 0.0
+    ended: float = 0.0
+    host: str = ""
+    glidein: Optional[Worked] = None
+
+    @property
+    def failure_kind(self) -> str:
+        """Name of the failure, or nothing."""
+        return self.failure.kind if self.failure else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of result.schema.json; ``glidein`` only where there was one."""
+        from dataclasses import asdict
+
+        import vmjob
+
+        body = asdict(self)
+        if self.glidein is None:
+            del body["glidein"]
+        body["stages"] = [{"name": s.name, "seconds": round(s.seconds, 4)} for s in self.stages]
+        return {"vmjob": vmjob.__version__, "schema": 1, **body}
