@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional, Union
 
+from vmjob.errors import WalltimeTooShort
+from vmjob.units import format_duration
+
 Literal = Union[str, int, float, bool]
+
+# Seconds from ToDie to the end of the slot: what still runs goes back to the pool's queue, and the logs come out.
+DRAIN = 60
+# Seconds that a guest may take until it takes jobs. Only for telling a walltime without sense before it is submitted.
+BOOT = 60
+FOLDER = "glidein"  # the output of a glide-in: HTCondor's logs
 
 
 @dataclass(frozen=True)
@@ -34,12 +43,52 @@ class Glidein:
 
 @dataclass(frozen=True)
 class Worked:
-    """What a glide-in has done. ``jobs`` that ended in it, in whatever way; ``busy_seconds``: their times by the clock,
-    added up over the guest's CPUs (so at most CPUs × ``seconds``); ``seconds``: as long as the guest took jobs;
-    ``name``: the guest's in the pool."""
+    """What a glide-in has done: ``jobs`` that ended in it, in whatever way, and those that went back to the queue
+    (``evicted``); ``busy_seconds``: the times of all by the clock, each times its CPUs (so at most the guest's CPUs ×
+    ``seconds``); ``seconds``: as long as it was a worker of the pool; ``name``: the guest's there."""
 
     name: str
     jobs: int = 0
     evicted: int = 0
     busy_seconds: float = 0.0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds from now on, None: no end. ``retire``: no more jobs are taken; ``die``: those that run are sent back."""
+
+    retire: Optional[int] = None
+    die: Optional[int] = None
+
+
+def longest_job(glidein: Glidein, time: int) -> int:
+    """Seconds that a job may take, in a slot with ``time`` seconds: what was asked for, else a third."""
+    return glidein.longest_job if glidein.longest_job is not None else time // 3
+
+
+def check_walltime(glidein: Glidein, walltime: Optional[int], where: str) -> None:
+    """Before anything is submitted: is there time for at least one job? Raises WalltimeTooShort."""
+    if walltime is None:
+        return
+    longest = longest_job(glidein, walltime)
+    least = BOOT + DRAIN + longest
+    if walltime < least or longest <= 0:
+        raise WalltimeTooShort(
+            f"{where}: a walltime of {format_duration(walltime)} is too short for a glide-in: the start takes up to "
+            f"{format_duration(BOOT)}, the end {format_duration(DRAIN)}, and a job {format_duration(longest)}",
+            f"ask for {format_duration(least + longest)} or more (resources.walltime), or lower glidein.longest_job")
+
+
+def times(glidein: Glidein, left: Optional[float]) -> Times:
+    """When to retire and die in a slot that has ``left`` seconds (None: no limit). Raises WalltimeTooShort."""
+    ends = [end for end in (None if left is None else left - DRAIN, glidein.lifetime) if end is not None]
+    if not ends:
+        return Times()
+    die = int(min(ends))
+    retire = die - longest_job(glidein, die)
+    if retire <= 0:
+        raise WalltimeTooShort(f"the slot has {format_duration(max(0.0, left or 0.0))} left when the guest is up: no "
+                               "job of the pool would have enough time",
+                               "ask the batch system for more walltime, or lower glidein.longest_job")
+    return Times(retire, die)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from vmjob.errors import JobError
+from vmjob.glideins import BOOT, DRAIN, FOLDER, Glidein, check_walltime
 from vmjob.model import Accel, Boot, Input, Job, Network, Resources
 from vmjob.units import parse_duration, parse_size
 
@@ -28,10 +29,12 @@ def name_from(path: Path) -> str:
 def job_from(document: dict[str, Any], where: str, name: str = "job") -> Job:
     """A checked document as a Job; ``where`` names it in messages. Raises JobError."""
     command, script = document.get("command", ()), document.get("script", "")
-    if bool(command) == bool(script):
-        raise JobError(f"{where}: give either 'command' or 'script'" + (", not both" if command else ""),
-                       "command: [./program, argument] or script: | and the lines below it")
-    return Job(
+    given = [key for key in ("command", "script", "glidein") if document.get(key)]
+    if len(given) != 1:
+        said = f", not {' and '.join(given)}" if given else ""
+        raise JobError(f"{where}: give either 'command' or 'script'{said}",
+                       "command: [./program, argument] or script: | and the lines below it (or glidein:)")
+    job = Job(
         name=document.get("name", name),
         image=document["image"],
         command=_command(command, where),
@@ -46,6 +49,40 @@ def job_from(document: dict[str, Any], where: str, name: str = "job") -> Job:
         user=document.get("user", ""),
         boot=Boot(document["boot"]) if "boot" in document else None,
     )
+    return as_glidein(job, _glidein(document["glidein"], where), where) if "glidein" in document else job
+
+
+def as_glidein(job: Job, glidein: Glidein, where: str) -> Job:
+    """``job`` as a glide-in. Raises JobError where the two do not go together, WalltimeTooShort."""
+    if job.network is not Network.NAT:
+        raise JobError(f"{where}: network: {job.network.value}: a glide-in has to reach its pool", "network: nat")
+    if job.user not in ("", "root") or job.outputs:
+        raise JobError(f"{where}: {'user' if job.user else 'outputs'}: not for a glide-in: its jobs run as users made "
+                       f"for them, and it returns HTCondor's logs", "leave the key out")
+    walltime, inputs = job.resources.walltime, job.inputs
+    if walltime is None and glidein.lifetime is not None:
+        walltime = glidein.lifetime + BOOT + DRAIN
+    check_walltime(glidein, walltime, where)
+    if glidein.condor:
+        inputs = (*inputs, Input(glidein.condor, Path(glidein.condor).name))
+        glidein = replace(glidein, condor=Path(glidein.condor).name)
+    return replace(job, glidein=glidein, user="root", outputs=(FOLDER,), inputs=inputs,
+                   resources=replace(job.resources, walltime=walltime))
+
+
+def _glidein(document: dict[str, Any], where: str) -> Glidein:
+    def duration(key: str) -> Optional[int]:
+        return parse_duration(document[key], f"{where}: glidein.{key}") if key in document else None
+
+    for key, value in [("start", document.get("start", "")), *document.get("attributes", {}).items()]:
+        if isinstance(value, str) and re.search(r"[\x00-\x1f]", value):
+            raise JobError(f"{where}: glidein: {key}: holds a line break or another control character",
+                           "one line a value")
+    return Glidein(
+        pool=document["pool"], token=document["token"], site=document.get("site", ""),
+        resource=document.get("resource", ""), idle=duration("idle") or 600, lifetime=duration("lifetime"),
+        longest_job=duration("longest_job"), start=document.get("start", ""),
+        attributes=tuple(sorted(document.get("attributes", {}).items())), condor=document.get("condor", ""))
 
 
 def check_output(glob: str, where: str) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Optional
 
 from vmjob.errors import HostError, Interrupted, ScratchFull, VmjobError, WalltimeOver
 from vmjob.files import FULL
+from vmjob.glideins import Worked
 from vmjob.model import AccelChoice, Boot, Granted, Job, Payload, QemuInfo, Slot
 from vmjob.progress import Reporter, Stages
 from vmjob.result import Failure, Result
@@ -49,6 +50,8 @@ class Run:
     peak_memory: int = 0
     console_tail: tuple[str, ...] = ()
     stop: str = ""
+    worker: str = ""  # the guest's name in the pool of a glide-in
+    glidein: Optional[Worked] = None
     started: float = field(default_factory=time.time)
     clock: float = field(default_factory=time.monotonic)
 
@@ -64,7 +67,8 @@ class Run:
         missing besides; a run that was cut short is a failure whatever the program said in its last moment."""
         program = self.channel.exit_status if self.channel else None
         failure = failure_of(self.failure) if self.failure else None
-        if program and not isinstance(self.failure, (Interrupted, WalltimeOver)):
+        # what a glide-in's own script ends with is told by its failure
+        if program and not isinstance(self.failure, (Interrupted, WalltimeOver)) and not self.job.glidein:
             outcome, status = "program-failed", program
         elif failure:
             outcome, status = "failed", failure.status
@@ -82,7 +86,8 @@ class Run:
             slot=self.slot.kind, bytes_in=self.bytes_in, bytes_image=self.bytes_image, bytes_out=self.bytes_out,
             cpu_seconds=round(self.cpu_seconds, 3), peak_memory=self.peak_memory, outputs=self.outputs,
             console_tail=self.console_tail if outcome == "failed" else (), stop=self.stop,
-            started=round(self.started, 3), ended=round(time.time(), 3), host=socket.gethostname())
+            started=round(self.started, 3), ended=round(time.time(), 3), host=socket.gethostname(),
+            glidein=self.glidein)
 
 
 def failure_of(error: VmjobError) -> Failure:

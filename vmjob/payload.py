@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional
 
 from vmjob.errors import ImageMissing, JobError
 from vmjob.files import hash_file
+from vmjob.glideins import Glidein
 from vmjob.manifests import manifest_from_dict, manifest_to_dict
 from vmjob.model import Accel, Boot, Input, Job, Network, Payload, Resources
 
 NAME = "payload.json"
 INPUT = "input.tar"
+TOKEN = "token"  # a glide-in's, where it cannot come by a better way
 WRAPPER = "vmjob-wrapper.sh"
 _AGAIN = "the payload was damaged on its way: pack it again, or send it again"
 
@@ -90,24 +93,32 @@ def _input(folder: Path, body: dict[str, Any], where: Path, verify: bool) -> Pat
 
 def _job_to_dict(job: Job) -> dict[str, Any]:
     wants = job.resources
+    glidein = None
+    if job.glidein:
+        # where the token lies is nobody's business there
+        glidein = {**asdict(job.glidein), "attributes": dict(job.glidein.attributes)}
+        del glidein["token"]
     return {
         "name": job.name, "image": job.image, "command": list(job.command), "script": job.script,
         "inputs": [{"source": one.source, "target": one.target} for one in job.inputs],
         "outputs": list(job.outputs), "environment": dict(job.environment),
         "resources": {"cpus": wants.cpus, "memory": wants.memory, "disk": wants.disk, "walltime": wants.walltime},
         "accel": job.accel.value, "network": job.network.value, "user": job.user,
-        "boot": job.boot.value if job.boot else None,
+        "boot": job.boot.value if job.boot else None, "glidein": glidein,
     }
 
 
 def _job_from_dict(body: dict[str, Any], where: Path) -> Job:
-    command, script = tuple(body.get("command", ())), body.get("script", "")
-    if bool(command) == bool(script):
-        raise JobError(f"{where}: job: exactly one of command and script must be set", _AGAIN)
+    command, script, glidein = tuple(body.get("command", ())), body.get("script", ""), body.get("glidein")
+    if [bool(command), bool(script), bool(glidein)].count(True) != 1:
+        raise JobError(f"{where}: job: exactly one of command, script and glidein must be set", _AGAIN)
+    if glidein:
+        glidein = Glidein(**{**glidein, "attributes": tuple(sorted(glidein.get("attributes", {}).items()))})
     boot: Optional[str] = body.get("boot")
     return Job(
         name=body["name"], image=body["image"], command=command, script=script,
         inputs=tuple(Input(one["source"], one.get("target", "")) for one in body.get("inputs", ())),
         outputs=tuple(body.get("outputs", ())), environment=tuple(body.get("environment", {}).items()),
         resources=Resources(**body.get("resources", {})), accel=Accel(body.get("accel", "auto")),
-        network=Network(body.get("network", "nat")), user=body.get("user", ""), boot=Boot(boot) if boot else None)
+        network=Network(body.get("network", "nat")), user=body.get("user", ""), boot=Boot(boot) if boot else None,
+        glidein=glidein or None)

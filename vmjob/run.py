@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Optional
 
 from vmjob import compose
 from vmjob.errors import OutputMissing, OutputTooLarge, VmjobError
+from vmjob.glideins import FOLDER, times
 from vmjob.model import ImageFile, Payload, Slot
 from vmjob.outcome import Run, failure_from_os, keep_result
 from vmjob.progress import Reporter
@@ -75,7 +76,12 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
     job, manifest = this.payload.job, this.payload.manifest
     with this.stages.stage("stage"):
         this.boot = compose.boot_method(job, manifest)
-        grant(this.slot, job, manifest)  # what can never fit is told before anything is read
+        granted = grant(this.slot, job, manifest)  # what can never fit is told before anything is read
+        if job.glidein:
+            from vmjob.tokens import check
+
+            check(this.payload.token, "the glide-in's token")
+            times(job.glidein, granted.walltime)
         folder = stack.enter_context(scratch(this.slot.scratch))
         if this.payload.input_archive:
             this.bytes_in = this.payload.input_archive.stat().st_size
@@ -94,8 +100,23 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
     with this.stages.stage("collect"):
         guest.finish()
         _collect(this, folder / compose.RunFiles.output_disk)
+        if job.glidein:
+            _learn(this, stopped=guest.stopped is not None)
     if guest.stopped:
         raise guest.stopped
+
+
+def _learn(this: Run, stopped: bool) -> None:
+    """What a glide-in has done, from the logs that it returned. Raises the failure that it names."""
+    from vmjob.guest.glidein import failure, worked
+
+    if this.results is None:
+        return
+    folder = this.results / FOLDER
+    this.glidein = worked(this.worker, folder)
+    status = this.channel.exit_status if this.channel else None
+    if status and not stopped:
+        raise failure(status, folder)
 
 
 def _counted(this: Run, fetch: Fetch) -> Fetch:

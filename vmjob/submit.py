@@ -16,16 +16,26 @@ if TYPE_CHECKING:
 def resolve(job: Job, base: Path, store: Store, folder: Path, reporter: Reporter) -> Payload:
     """The payload of ``job``: its image found, its inputs (relative to ``base``) packed into ``folder``.
 
-    The caller removes ``folder``. Raises ImageMissing, ImageError, InputMissing or JobError.
+    The caller removes ``folder``. Raises ImageMissing, ImageError, InputMissing or JobError; of a glide-in's token
+    TokenRefused and ClockWrong.
     """
     from vmjob.stage.archive import pack_inputs
 
     manifest, files = store.resolve(job.image)
     compose.boot_method(job, manifest)
+    token = token_of(job, base)
     archive = folder / "input.tar" if job.inputs else None
     if archive:
         pack_inputs(job.inputs, base, archive, reporter)
-    return Payload(job, manifest, files, archive)
+    return Payload(job, manifest, files, archive, token)
+
+
+def token_of(job: Job, base: Path) -> str:
+    """The token of a glide-in, empty for other jobs; the file is relative to ``base``. Raises JobError, TokenRefused,
+    ClockWrong."""
+    from vmjob.tokens import read_token
+
+    return read_token(base / Path(job.glidein.token).expanduser()) if job.glidein else ""
 
 
 def home_of(payload: Payload) -> Store:

@@ -179,11 +179,17 @@ class Guest:
         from vmjob.guest.channel import State
         from vmjob.guest.script import control_lines
 
-        this = self.this
+        this, now = self.this, int(time.time())
         assert self._session and this.granted
         user = compose.guest_user(this.job, this.payload.manifest)
-        await self._session.send(control_lines(this.job, user, this.granted, this.slot, int(time.time()),
-                                               secrets.token_hex(32)))
+        job, more = this.job, dict[str, str]()
+        if job.glidein:
+            from vmjob.guest.glidein import program
+
+            left = this.granted.walltime and this.clock + this.granted.walltime - time.monotonic()
+            this.worker = f"vmjob-{secrets.token_hex(4)}"
+            job, more = program(this.payload, this.granted, this.slot, this.worker, left, now)
+        await self._session.send(control_lines(job, user, this.granted, this.slot, now, secrets.token_hex(32), more))
         await self._until(State.EXITED)
 
     async def _finished(self) -> None:

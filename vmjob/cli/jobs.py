@@ -34,7 +34,8 @@ def slot_run(args: argparse.Namespace) -> int:
 
     this = slotrun.SlotRun(
         payload=Path(args.payload), results=Path(args.results or "."), pack=Path(args.pack) if args.pack else None,
-        scratch=Path(args.scratch) if args.scratch else None, image_at=args.image_at, parameters=args.parameters)
+        scratch=Path(args.scratch) if args.scratch else None, image_at=args.image_at, token_at=args.token_at,
+        parameters=args.parameters)
     result = slotrun.slot_run(this, report.choose(args.quiet, args.json))
     return _tell(result, None if this.pack else this.results, args)
 
@@ -86,7 +87,7 @@ def job_of(args: argparse.Namespace) -> tuple[Job, Path]:
     _lay_options_over(document, args)
     if not document.get("image"):
         raise JobError(f"{where}: no image is named", "add --image micro (vmjob image list shows what there is)")
-    if not document.get("command") and not document.get("script"):
+    if not any(document.get(key) for key in ("command", "script", "glidein")):
         raise JobError(f"{where}: no program is named", "write it after --, as in: vmjob run --image micro -- uname -a")
     job = job_from(check(document, "job", where), where, name)
     more_in = tuple(parse_input(_from_here(text, base), f"--input {text}") for text in args.input)
@@ -168,6 +169,9 @@ def _summary(result: Result, results: Optional[Path]) -> str:
     if result.signal:
         what += f" (signal {result.signal})"
     parts = [what, total]
+    if result.glidein:
+        parts.append(f"{result.glidein.jobs} jobs of the pool" + (f", {result.glidein.evicted} sent back"
+                                                                  if result.glidein.evicted else ""))
     if result.accelerator:
         parts.append(result.accelerator.name)
     if result.peak_memory:

@@ -83,7 +83,12 @@ receive_job() {
 		IFS= read -r line <&3 || { sleep 1; continue; }
 		case $line in
 		"|"*) printf '%s\n' "${line#?}" >>"$target" ;;
-		"file "*) target=$job/${line#file }; : >"$target" ;;
+		"file "*)
+			target=$job/${line#file }
+			[ "$target" != "$job/token" ] || umask 077 # a glide-in's: for root alone
+			: >"$target"
+			umask 022
+			;;
 		"start "*) line=${line#start }; epoch=${line% *} seed=${line#* } ;;
 		go) return 0 ;;
 		esac

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Optional
 
 from vmjob.model import Granted, Job, Slot
@@ -56,8 +57,10 @@ def job_id(now: int) -> str:
     return f"vmjob-{now}-{os.getpid()}"
 
 
-def control_lines(job: Job, user: str, granted: Granted, slot: Slot, now: int, seed: str) -> bytes:
-    """All that the host sends between "ready" and "go"; ``seed`` is hexadecimal random data.
+def control_lines(job: Job, user: str, granted: Granted, slot: Slot, now: int, seed: str,
+                  more: Optional[Mapping[str, str]] = None) -> bytes:
+    """All that the host sends between "ready" and "go"; ``seed`` is hexadecimal random data, ``more`` are files beside
+    the job's own.
 
     A file of the job travels as ``file NAME`` and its lines behind ``|``: no encoding, so that a guest
     needs nothing but a shell to read it.
@@ -68,6 +71,7 @@ def control_lines(job: Job, user: str, granted: Granted, slot: Slot, now: int, s
         files["environment"] = environment(job) + "\n"
     if job.script:
         files["script"] = job.script
+    files.update(more or {})
     lines = [f"start {now} {seed}"]
     for name, text in files.items():
         lines.append(f"file {name}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.chirp import Chirp, Value, literal
-from vmjob.errors import Interrupted, VmjobError, WalltimeOver
+from vmjob.errors import Interrupted, TokenRefused, VmjobError, WalltimeOver
 from vmjob.progress import Bar, Reporter
 from vmjob.result import Failure, Result
 from vmjob.slot import sources
@@ -45,6 +45,14 @@ def decision(result: Result, machine: str = "", avoid: str = "") -> dict[str, Va
     return {**told, "VmjobRetry": again, "VmjobHold": hold}
 
 
+def is_over(result: Result) -> bool:
+    """Does the job not run again, neither by what is told to HTCondor nor by its own rules? A token that the pool
+    refuses makes no second try worth while."""
+    told = decision(result)
+    again = told["VmjobRetry"] or told["VmjobHold"] or result.failure_kind == Interrupted.__name__
+    return not again or result.failure_kind == TokenRefused.__name__
+
+
 def _somebody_must_mend(failure: Failure) -> bool:
     return failure.status < _GUEST and failure.kind != WalltimeOver.__name__
 
@@ -57,7 +65,9 @@ def summary(result: Result) -> dict[str, Value]:
     """The result in the words of the job's ad. Seconds and bytes."""
     failure, accel = result.failure, result.accelerator
     boot = sum(stage.seconds for stage in result.stages if stage.name == "boot")
+    glidein: dict[str, Value] = {"VmjobGlideinJobs": result.glidein.jobs} if result.glidein else {}
     return {
+        **glidein,
         "VmjobOutcome": result.outcome, "VmjobStatus": result.status, "VmjobFailure": result.failure_kind,
         "VmjobMessage": failure.message if failure else "", "VmjobHint": failure.hint if failure else "",
         "VmjobAccel": accel.name if accel else "", "VmjobAccelReason": accel.reason if accel else "",

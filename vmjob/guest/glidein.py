@@ -1,0 +1,124 @@
+"""What makes a guest a worker of an HTCondor pool: HTCondor's configuration for it, and what came of it, read from the
+logs that it returned. The guest's part is glidein.sh."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Optional
+
+from vmjob.chirp import literal
+from vmjob.errors import ClockWrong, CondorFailed, CondorMissing, CondorTooOld, PoolOutOfReach, TokenRefused, VmjobError
+from vmjob.glideins import Glidein, Literal, Times, Worked, times
+from vmjob.guest.channel import clean
+from vmjob.model import Granted, Job, Payload, Slot
+
+HISTORY = "startd_history"
+WHY = "why"
+_FOREVER = 10 * 365 * 24 * 3600  # seconds
+_MOST = 64 * 2**20  # bytes that are read of a guest's log
+
+# Exit statuses of glidein.sh, and what to do.
+_FAILURES: dict[int, tuple[type[VmjobError], str]] = {
+    11: (CondorMissing, "build HTCondor into the image (see examples/glidein), or send a tarball: glidein.condor"),
+    12: (CondorTooOld, "build the image with a newer HTCondor, or send a tarball: glidein.condor"),
+    14: (PoolOutOfReach, "check the pool's name and port, and whether the site lets its nodes reach it"),
+    15: (TokenRefused, "make a token in this pool that may advertise worker nodes: condor_token_create -authz "
+                       "ADVERTISE_STARTD -authz ADVERTISE_MASTER -authz READ"),
+    13: (ClockWrong, "the node's clock is wrong, or the image keeps the agent from setting the guest's"),
+}
+
+
+def program(payload: Payload, granted: Granted, slot: Slot, name: str, left: Optional[float],
+            now: int) -> tuple[Job, dict[str, str]]:
+    """The job that the agent runs, and its further files (for script.control_lines). ``name``: of the guest; ``left``:
+    seconds until the end of the slot, None: no limit; ``now``: epoch seconds. Raises WalltimeTooShort."""
+    job = payload.job
+    assert job.glidein
+    when = times(job.glidein, left)
+    variables = {"NAME": name, "POOL": job.glidein.pool, "CONDOR": job.glidein.condor,
+                 "RETIRE": str(now + when.retire if when.retire is not None else 0)}
+    environment = {**dict(job.environment), **{f"VMJOB_GLIDEIN_{key}": value for key, value in variables.items()}}
+    files = {"condor_config": configuration(job.glidein, granted, slot, name, when, now), "token": payload.token + "\n"}
+    return replace(job, script=_text("glidein.sh"), environment=tuple(sorted(environment.items()))), files
+
+
+def configuration(glidein: Glidein, granted: Granted, slot: Slot, name: str, when: Times, now: int) -> str:
+    """HTCondor's configuration in the guest: what differs from one glide-in to the next, and then glidein.config."""
+    site = glidein.site or "unknown"
+    attributes: dict[str, Literal] = {
+        "GLIDEIN_Site": site, "GLIDEIN_ResourceName": glidein.resource or site, "IS_GLIDEIN": True,
+        "VmjobGuest": name, "VmjobSlot": slot.job_id}
+    # without an end: far away, so that expressions need no case of their own
+    attributes.update(GLIDEIN_ToRetire=now + (_FOREVER if when.retire is None else when.retire),
+                      GLIDEIN_ToDie=now + (_FOREVER if when.die is None else when.die))
+    attributes.update(glidein.attributes)
+    lines = {"COLLECTOR_HOST": glidein.pool, "VMJOB_NAME": name, "VMJOB_CPUS": str(granted.cpus),
+             "VMJOB_DISK": str(granted.disk // 1024), "VMJOB_IDLE": str(glidein.idle),
+             "VMJOB_START": f"({glidein.start or 'True'})",
+             **{key: literal(value).replace("$", "$(DOLLAR)") for key, value in attributes.items()},
+             "STARTD_ATTRS": "$(STARTD_ATTRS) " + " ".join(attributes)}
+    return "".join(f"{key} = {value}\n" for key, value in lines.items()) + "\n" + _text("glidein.config")
+
+
+def _text(name: str) -> str:
+    data = pkgutil.get_data("vmjob", f"guest/{name}")  # from a zip file as well
+    assert data is not None
+    return data.decode("utf-8")
+
+
+# ---------------------------------------------------------------- what came of it
+
+
+def failure(status: int, folder: Path) -> VmjobError:
+    """The failure that glidein.sh ended with; ``folder`` holds what it returned."""
+    kind, hint = _FAILURES.get(status, (CondorFailed, f"see the logs in {folder}, MasterLog first"))
+    text = clean(_read(folder / WHY).splitlines()[0].encode()[:500]) if _read(folder / WHY).strip() else ""
+    return kind(f"the glide-in: {text or f'it ended with status {status}'}", hint)
+
+
+def worked(name: str, folder: Path) -> Worked:
+    """What the guest ``name`` has done, from HTCondor's own record of jobs among its logs. A guest can write there what
+    it likes: the numbers are its word."""
+    jobs = evicted = 0
+    busy = 0.0
+    for ad in _ads(_read(folder / HISTORY)):
+        busy += max(_number(ad, "JobDuration"), 0.0) * max(_number(ad, "CpusProvisioned"), 1.0)
+        if _number(ad, "CompletionDate") > 0:
+            jobs += 1
+        else:
+            evicted += 1
+    began, _, ended = _read(folder / "times").strip().partition(" ")
+    seconds = float(ended) - float(began) if began.isdigit() and ended.isdigit() else 0.0
+    return Worked(name, jobs, evicted, round(busy, 3), max(0.0, seconds))
+
+
+def _ads(text: str) -> Iterator[dict[str, str]]:
+    """A history file's ads: lines ``Name = value``, after each ad a line that begins with ``***``."""
+    ad: dict[str, str] = {}
+    for line in text.splitlines():
+        if line.startswith("***"):
+            yield ad
+            ad = {}
+        else:
+            key, _, value = line.partition(" = ")
+            ad[key] = value
+
+
+def _number(ad: dict[str, str], key: str) -> float:
+    found = re.fullmatch(r"-?[0-9]{1,12}(\.[0-9]{1,12})?", ad.get(key, ""))
+    return float(found[0]) if found else 0.0
+
+
+def _read(path: Path) -> str:
+    """What a guest wrote, which may be a link or endless; nothing where there is no plain file."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            return file.read(_MOST).decode("utf-8", "replace") if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else ""
+    except OSError:
+        return ""
