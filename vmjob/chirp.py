@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, TypeVar, Union
 
@@ -30,7 +31,7 @@ _TIMEOUT = 120.0  # of one answer; a cut that HTCondor itself survives shows as 
 _PAUSES = (0.2, 1.0, 5.0)
 _TEXT = 900  # the starter reads lines of 1 KiB or more, escapes included
 _HINT = ("ask the site for ENABLE_CHIRP, or set image: job for this target in targets.yaml, "
-         "and the image travels with every job")
+         "and image and token travel with every job")
 
 
 class Chirp:
@@ -65,24 +66,38 @@ class Chirp:
         """
         position = 0
         while position < size:
-            data = self._read(path, min(PIECE, size - position), position)
+            try:
+                data = self.read(path, min(PIECE, size - position), position)
+            except FileNotFoundError as missing:
+                raise ImageMissing(str(missing), "it was removed from the queue meanwhile: submit again") from missing
             if not data:
                 return
             yield data
             position += len(data)
 
-    def _read(self, path: str, length: int, offset: int) -> bytes:
+    def read(self, path: str, length: int, offset: int = 0) -> bytes:
+        """At most ``length`` bytes of the submit side's file. Raises FileNotFoundError, ChirpFailed."""
         def call(client: Any) -> bytes:
             data: bytes = client.read(path, length, offset)
             return data
 
         return self._persist(f"{path} cannot be read", call)
 
+    def remove(self, path: str, patience: float) -> None:
+        """Remove the submit side's file; one that is gone is fine. Raises ChirpFailed."""
+        def call(client: Any) -> None:
+            client.unlink(path)
+
+        with suppress(FileNotFoundError):
+            self._persist(f"{path} cannot be removed", call, patience)
+
     def set(self, name: str, value: Value) -> None:
         """Set an attribute of the job's ad, once tried. Raises ConnectionError (worth another try) or ChirpFailed."""
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ValueError(name)
-        self._call(f"the job's ad cannot be changed ({name})", lambda client: client.set_job_attr(name, literal(value)))
+        what = f"the job's ad cannot be changed ({name})"
+        with _ad(what):
+            self._call(what, lambda client: client.set_job_attr(name, literal(value)))
 
     def get(self, name: str) -> str:
         """An attribute of the job's ad as the submit side has it (the copy in the slot has the slot's paths): the text
@@ -90,20 +105,23 @@ class Chirp:
         def call(client: Any) -> str:
             return str(client.get_job_attr(name))
 
-        return self._persist(f"the job's ad cannot be read ({name})", call).strip().strip('"')
+        what = f"the job's ad cannot be read ({name})"
+        with _ad(what):
+            return self._persist(what, call).strip().strip('"')
 
     # -------------------------------------------------------------- details
 
-    def _persist(self, what: str, call: Callable[[Any], _T]) -> _T:
-        """Repeat a call until the connection is back, for PATIENCE at most."""
+    def _persist(self, what: str, call: Callable[[Any], _T], patience: Optional[float] = None) -> _T:
+        """Repeat a call until the connection is back, for ``patience`` (PATIENCE) at most."""
+        patience = PATIENCE if patience is None else patience
         first, pauses = 0.0, iter(_PAUSES)
         while True:
             try:
                 return self._call(what, call)
             except ConnectionError as lost:
                 first = first or time.monotonic()
-                if time.monotonic() - first > PATIENCE:
-                    raise ChirpFailed(f"{what}: {lost}, for {PATIENCE:.0f} s",
+                if time.monotonic() - first > patience:
+                    raise ChirpFailed(f"{what}: {lost}, for {patience:.0f} s",
                                       "the network between this node and the submit side was lost: "
                                       "another try may do") from lost
                 log.info("%s: %s; trying again", what, lost)
@@ -120,8 +138,7 @@ class Chirp:
             except BaseException as failure:
                 self._drop()  # whatever happened, what comes next must not be read as the rest of this
                 if isinstance(failure, HTChirp.DoesntExist):
-                    raise ImageMissing(f"{what}: there is no such file at the submit side",
-                                       "it was removed from the queue meanwhile: submit again") from failure
+                    raise FileNotFoundError(f"{what}: there is no such file at the submit side") from failure
                 if isinstance(failure, (HTChirp.NotAuthenticated, HTChirp.NotAuthorized, HTChirp.InvalidRequest,
                                         HTChirp.IsDir, HTChirp.NotDir, HTChirp.TooBig)):
                     raise ChirpFailed(f"{what}: {failure}", _HINT) from failure
@@ -172,9 +189,18 @@ class _Strict:
         return getattr(self._made, name)
 
 
-def unavailable() -> ChirpFailed:
+@contextmanager
+def _ad(what: str) -> Iterator[None]:
+    """What is not there is no file."""
+    try:
+        yield
+    except FileNotFoundError as missing:
+        raise ChirpFailed(f"{what}: it has no such attribute", _HINT) from missing
+
+
+def unavailable(what: str) -> ChirpFailed:
     """The failure where a slot has no Chirp."""
-    return ChirpFailed("the image is at the submit side, and this slot gives no access to it (HTCondor's Chirp)", _HINT)
+    return ChirpFailed(f"{what} is at the submit side, and this slot gives no access to it (HTCondor's Chirp)", _HINT)
 
 
 def literal(value: Value) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -13,10 +14,13 @@ from typing import Optional
 
 from vmjob.progress import Bar
 
+log = logging.getLogger("vmjob.files")
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK = 16 * 2**20  # copied in the kernel
 CHUNK = 2 * 2**20  # read into memory
 _FICLONE = 0x40049409
+_SECRET = 64 * 2**10  # bytes, at most
 # What vmjob itself writes among the results of a job.
 RESULT_FILES = ("result.json", "console.log")
 Advance = Callable[[float], None]
@@ -153,6 +157,39 @@ def place(source: Path, target: Path) -> None:
             copy_sparse(origin.fileno(), made, 0, 0, size)
         finally:
             os.close(made)
+
+
+def write_secret(path: Path, text: str) -> None:
+    """A new file that nobody else can read. Raises OSError; FileExistsError where ``path`` is there."""
+    made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(made, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def take_secret(path: Path) -> str:
+    """What is in the file, which is overwritten and removed: from now on it is in memory alone. Empty where there is
+    none. One that cannot be removed is told in the log. Raises OSError."""
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return ""
+    with os.fdopen(opened, "rb", buffering=0) as file:
+        data = file.read(_SECRET) or b""
+    try:
+        try:
+            _blank(path)
+        finally:
+            path.unlink()
+    except OSError as stuck:
+        log.warning("%s holds a secret, and does not go away: %s", path, stuck.strerror)
+    return data.decode(errors="replace")
+
+
+def _blank(path: Path) -> None:
+    opened = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(opened, "wb", buffering=0) as file:
+        file.write(bytes(os.fstat(opened).st_size))
+        os.fsync(opened)
 
 
 def reflink(source: int, target: int) -> bool:

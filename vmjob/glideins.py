@@ -14,6 +14,7 @@ Literal = Union[str, int, float, bool]
 DRAIN = 60
 # Seconds that a guest may take until it takes jobs. Only for telling a walltime without sense before it is submitted.
 BOOT = 60
+SYSTEM_DISK = 2**30  # bytes that the guest itself may write to its disk, beside the jobs
 FOLDER = "glidein"  # the output of a glide-in: HTCondor's logs
 
 

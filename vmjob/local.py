@@ -7,8 +7,9 @@ from pathlib import Path
 
 from vmjob import bundle, process
 from vmjob.batch.description import Parameters
+from vmjob.files import write_secret
 from vmjob.model import Job
-from vmjob.payload import WRAPPER
+from vmjob.payload import TOKEN, WRAPPER
 from vmjob.progress import Reporter
 from vmjob.submission import packed
 
@@ -24,6 +25,9 @@ def run_here(job: Job, base: Path, parameters: Parameters, results: Path, report
             for number in range(parameters.count):
                 out = results if parameters.count == 1 else results / str(number)
                 out.mkdir(parents=True, exist_ok=True)
+                if payload.token:  # each slot takes its own
+                    (folder / TOKEN).unlink(missing_ok=True)
+                    write_secret(folder / TOKEN, payload.token)
                 statuses.append(_run(folder, out, parameters.of(number)))
                 bar.advance(1)
     return statuses

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
@@ -19,7 +19,8 @@ from vmjob.model import ImageFile
 from vmjob.outcome import failure_from_os, failure_of, keep_result
 from vmjob.progress import Reporter
 from vmjob.result import Result
-from vmjob.slot.announce import Announcer
+from vmjob.slot import token
+from vmjob.slot.announce import Announcer, is_over
 from vmjob.slot.signals import Signals
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ log = logging.getLogger("vmjob.run")
 @dataclass(frozen=True)
 class SlotRun:
     """``payload``: the unpacked folder. ``results``: the folder for the results, or, with ``pack``, one tar file for
-    all of them. ``image_at``: where the submit side keeps what the payload lacks of the image (slot.carrier).
+    all of them. ``image_at``: where the submit side keeps what the payload lacks of the image (slot.carrier);
+    ``token_at``: where a glide-in's token is (slot.token), and ``token`` is what was found beside the payload.
     ``parameters``: environment variables of this one job (job.with_parameters)."""
 
     payload: Path
@@ -40,6 +42,8 @@ class SlotRun:
     pack: Optional[Path] = None
     scratch: Optional[Path] = None
     image_at: str = ""
+    token_at: str = ""
+    token: str = field(default="", repr=False)
     parameters: str = ""
 
     @property
@@ -54,6 +58,8 @@ def slot_run(this: SlotRun, reporter: Reporter) -> Result:
         chirp = Chirp.find(os.environ)
         announcer = Announcer.begin(os.environ, reporter, chirp)
         try:
+            # first of all: whatever comes next, it is off the disk
+            this = replace(this, token=token.take(this.token_at, this.payload))
             result = _packed(this, announcer, chirp, signals) if this.pack else \
                 _run(this, this.results, announcer, chirp, signals)
         except Exception as failure:  # the scratch folder, mostly
@@ -62,6 +68,8 @@ def slot_run(this: SlotRun, reporter: Reporter) -> Result:
                 _pack_alone(result, this.pack)
         signals.listener = announcer.hurry
         announcer.finish(result)
+        if is_over(result):
+            token.remove(this.token_at, chirp)
     return result
 
 
@@ -75,6 +83,8 @@ def _run(this: SlotRun, results: Path, announcer: Announcer, chirp: Optional[Chi
     try:
         payload = read_payload(this.payload, fetchable=bool(this.image_at))
         payload = replace(payload, job=with_parameters(payload.job, this.parameters, "--parameters"))
+        if payload.job.glidein:
+            payload = replace(payload, token=this.token or token.fetch(this.token_at, chirp))
         slot = detect(os.environ, this.folder)
         store = Store(config.cache_dir())
         # once it runs, the run hears the signals; after it they only shorten the end
@@ -93,9 +103,8 @@ def _fetch(image_at: str, chirp: Optional[Chirp]) -> Fetch:
         from vmjob.slot import carrier
 
         if chirp is None:
-            raise unavailable()
-        iwd = "" if image_at.startswith("/") else chirp.get("Iwd")
-        return chirp.pieces(f"{carrier.folder(image_at, iwd)}/{file.sha256}", file.size)
+            raise unavailable("the image")
+        return chirp.pieces(f"{carrier.find(image_at, chirp)}/{file.sha256}", file.size)
 
     return pieces
 

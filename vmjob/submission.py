@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob import bundle, config, submit
-from vmjob.batch.description import Parameters, Request, Submission
+from vmjob.batch.description import Parameters, Request, Submission, token_names
 from vmjob.errors import FolderBusy, OutputMissing, OutputRefused, VmjobError
-from vmjob.files import place, real_kind
+from vmjob.files import place, real_kind, write_secret
+from vmjob.glideins import SYSTEM_DISK
 from vmjob.model import Image, Job, Manifest, Payload
 from vmjob.payload import INPUT, NAME, WRAPPER
 from vmjob.progress import Reporter
+from vmjob.pyz import PYZ
 
 if TYPE_CHECKING:
     from vmjob.batch.condor import Condor
@@ -70,9 +73,17 @@ def _by_digest(image: Image, folder: Path) -> dict[str, Path]:
     return paths
 
 
+def at_target(job: Job, target: Target) -> Job:
+    """``job`` as it goes to ``target``: a glide-in whose site nobody named is of that site."""
+    if job.glidein is None or job.glidein.site:
+        return job
+    site = re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(r"^[a-z-]+://|:[0-9]+(/.*)?$", "", target.name))
+    return replace(job, glidein=replace(job.glidein, site=site))
+
+
 def describe(job: Job, base: Path, target: Target, parameters: Parameters) -> tuple[str, dict[str, Any]]:
     """The submit file that ``submit_job`` would use, and the payload's document, without a network and without making
-    anything: $(payload) and $(image) stand for the folders that the schedd gives. Raises as packed."""
+    anything: $(payload), $(image) and $(tokens) stand for the folders that the schedd gives. Raises as packed."""
     from vmjob.api import default_scratch
     from vmjob.batch.description import SPOOL, jobs_description
     from vmjob.image.store import Store
@@ -80,12 +91,14 @@ def describe(job: Job, base: Path, target: Target, parameters: Parameters) -> tu
     from vmjob.stage.collect import collect
 
     collect(job.inputs, base, default_scratch())
+    job = at_target(job, target)
     manifest, files = Store(config.store_dir()).resolve(job.image)
     payload = Payload(job, manifest, files)
     if target.kind == "local":
         return "", payload_document(payload)
-    names = [WRAPPER, bundle.PYZ, NAME] + ([INPUT] if job.inputs else [])
-    text = jobs_description(target, _submission(payload, parameters, tuple(sorted(names))), SPOOL, "$(image)")
+    names = [WRAPPER, PYZ, NAME] + ([INPUT] if job.inputs else [])
+    text = jobs_description(target, _submission(payload, parameters, tuple(sorted(names))), SPOOL, "$(image)",
+                            "$(tokens)" if target.element else SPOOL)
     queue = f"queue {parameters.count}\n"
     if parameters.rows:
         shown = [*parameters.rows[:10], *([f"# … {parameters.count} rows"] if parameters.count > 10 else [])]
@@ -98,7 +111,9 @@ def submit_job(job: Job, base: Path, target: Target, parameters: Parameters, rep
     from vmjob.batch.condor import Condor
 
     batch = Condor(target)
-    with packed(job, base, parameters, reporter) as (submission, _, folder):
+    with packed(at_target(job, target), base, parameters, reporter) as (submission, payload, folder):
+        for name in submission.tokens:
+            write_secret(folder / name, payload.token)
         cluster = batch.submit(submission, folder, reporter)
     return Submitted(cluster, parameters.count, job.name, target.name)
 
@@ -113,11 +128,13 @@ def request_of(job: Job, manifest: Manifest, extra_disk: int = 0) -> Request:
     wants = job.resources
     memory = max(wants.memory or DEFAULT_MEMORY, manifest.needs_memory)
     overhead = overhead_of("kvm" if job.accel is Accel.KVM else "tcg")
-    outputs = (wants.disk or 2**30) if job.outputs else 0
     own = _SPARE_DISK * (4 if manifest.file("disk") else 1)
     # the outputs are there as the guest's disk, unpacked, and packed again for the way back
+    outputs = 3 * (wants.disk or 2**30) if job.outputs else 0
+    if job.glidein:  # it returns logs only; what it asks for is for the jobs
+        own, outputs = SYSTEM_DISK, wants.disk or 2**30
     return Request(cpus=max(wants.cpus or 1, manifest.needs_cpus), memory=needed_memory(memory, overhead),
-                   disk=3 * outputs + own + extra_disk,
+                   disk=outputs + own + extra_disk,
                    walltime=wants.walltime + _SPARE_TIME if wants.walltime else None)
 
 
@@ -128,7 +145,8 @@ def _submission(payload: Payload, parameters: Parameters, files: tuple[str, ...]
         name=payload.job.name, image=manifest.name, digest=manifest.digest, parameters=parameters, files=files,
         # a node without a cache keeps the image in the job's own scratch
         request=request_of(payload.job, manifest, 2 * archive + manifest.size),
-        image_files={file.sha256: payload.image_files[file.role] for file in manifest.files})
+        image_files={file.sha256: payload.image_files[file.role] for file in manifest.files},
+        tokens=token_names(parameters.count) if payload.job.glidein else ())
 
 
 # ---------------------------------------------------------------- results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.site.layout import COLLECTORS, HOSTS, KVM_USERS, NODE_CACHE, PORTS, USERS, Host
+from tests.site.layout import COLLECTORS, GLIDEIN, GLIDEIN_MAY, HOSTS, KVM_USERS, NODE_CACHE, PORTS, USERS, Host
 
 COMMON = """\
 NETWORK_HOSTNAME = {host.full_name}
@@ -67,6 +67,9 @@ CONDOR_JOB_POLL_INTERVAL = 3
 C_GAHP_CONTACT_SCHEDD_DELAY = 1
 """
 
+# beside its own daemons, worker nodes from elsewhere
+OPEN = "ALLOW_{right} = condor@{domain}, {user}@{domain}\n"
+
 NODE = """\
 RUNBENCHMARKS = False
 NUM_CPUS = 4
@@ -106,6 +109,8 @@ def of_host(host: Host) -> str:
                          shared_port=port if host.holds_key else 9618)
     if host.holds_key:
         text += MANAGER.format(host=host)
+    if host.name == "vo":
+        text += "".join(OPEN.format(right=right, domain=host.domain, user=GLIDEIN) for right in GLIDEIN_MAY)
     if "STARTD" in host.daemons:
         text += NODE.format(cache=NODE_CACHE)
     return text

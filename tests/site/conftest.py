@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import images
+from tests.conftest import ROOT, Cli
 from tests.site import inside, root
 from tests.site import site as whole
 from tests.site.layout import SITE
@@ -47,6 +49,13 @@ def site() -> Iterator[whole.Site]:
             return  # another session still uses it
         if whole.MARK.exists():
             whole.down()
+
+
+@pytest.fixture(scope="session")
+def worker(home: Path) -> str:
+    """An image with HTCondor, for glide-ins."""
+    images.need({"qemu-system-x86_64": "qemu-system-x86"})
+    return images.register(Cli(home, home), images.built(ROOT / "tests/site/worker.yaml"))
 
 
 @pytest.fixture

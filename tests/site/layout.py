@@ -76,3 +76,6 @@ COLLECTORS = {name: f"{HOSTS[name].address}:{port}" for name, port in PORTS.item
 USERS = {"alice": 21001, "bob": 21002, "ada": 21003}  # user and group number
 KVM_USERS = ("alice",)
 IDENTITIES = {"alice": CE, "bob": CE, "ada": VO}
+GLIDEIN = "glidein"  # as which worker nodes come to the VO's pool from elsewhere
+# what a master and a startd behind NAT do at a collector; a token that allows no more is of no use to a thief's jobs
+GLIDEIN_MAY = ("ADVERTISE_MASTER", "ADVERTISE_STARTD")

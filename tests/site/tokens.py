@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
+import time
 from pathlib import Path
 
 from tests.site import hosts
-from tests.site.layout import CE, HOSTS, IDENTITIES, SITE, USERS, VO, Host
+from tests.site.layout import CE, GLIDEIN, GLIDEIN_MAY, HOSTS, IDENTITIES, SITE, USERS, VO, Host
 
 CLIENT = SITE / "client"
+GLIDEIN_TOKEN = CLIENT / "glidein.token"  # with which worker nodes come to the VO's pool
+# with a key that is not the pool's
+FORGE = """umask 077; head -c 32 /dev/urandom >/tmp/key
+export _CONDOR_SEC_TOKEN_POOL_SIGNING_KEY_FILE=/tmp/key; exec "$@"
+"""
 
 
 def make(root: Path) -> None:
@@ -34,6 +40,25 @@ def make(root: Path) -> None:
         os.chown(folder, person, -1)
         for name in (user, "ada"):
             _write(folder / name, pairs[of(name)], person)
+    _write(GLIDEIN_TOKEN, glidein(root), person)
+
+
+def glidein(root: Path, pool: str = "vo", may: tuple[str, ...] = GLIDEIN_MAY) -> str:
+    """A token for glide-ins; ``pool``: vo, or ce, which is another pool than theirs."""
+    host = HOSTS[pool]
+    return _create(host, root, f"{GLIDEIN}@{host.domain}", *(word for right in may for word in ("-authz", right)))
+
+
+def expired(root: Path) -> str:
+    """The token of glide-ins, of before."""
+    token = _create(HOSTS["vo"], root, f"{GLIDEIN}@{VO}", "-lifetime", "0")
+    time.sleep(2)  # good to the end of its second
+    return token
+
+
+def forged(root: Path) -> str:
+    """The token of glide-ins, signed by somebody who has not the pool's key."""
+    return _create(HOSTS["vo"], root, f"{GLIDEIN}@{VO}", around=("sh", "-c", FORGE, "sh"))
 
 
 def of(user: str) -> str:
@@ -54,8 +79,8 @@ def _personal(host: Host, user: str, token: str, name: str = "own") -> None:
     _write(folder / name, token, USERS[user])
 
 
-def _create(host: Host, root: Path, identity: str) -> str:
-    command = hosts.bubblewrap(host, root, "condor_token_create", "-identity", identity)
+def _create(host: Host, root: Path, identity: str, *options: str, around: tuple[str, ...] = ()) -> str:
+    command = hosts.bubblewrap(host, root, *around, "condor_token_create", "-identity", identity, *options)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
     if done.returncode or not done.stdout.strip():
         raise RuntimeError(f"condor_token_create -identity {identity} on {host.name}: {done.stderr}")

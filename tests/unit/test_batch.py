@@ -11,7 +11,14 @@ import pytest
 
 from tests.conftest import ROOT
 from vmjob.batch import carrier, targets
-from vmjob.batch.description import Parameters, Request, Submission, carrier_description, jobs_description
+from vmjob.batch.description import (
+    Parameters,
+    Request,
+    Submission,
+    carrier_description,
+    jobs_description,
+    token_names,
+)
 from vmjob.batch.jobs import ATTRIBUTES, JobId, State, clusters_of, job_of, parse_id
 from vmjob.batch.pool import Pool, named
 from vmjob.batch.targets import Place, Target
@@ -109,6 +116,18 @@ def test_submit_files_are_the_golden_ones(name: str, target: Target) -> None:
     text = jobs_description(target, submission(), "/spool/17/0/cluster17.proc0.subproc0", at)
     text = "".join(line for line in text.splitlines(True) if not line.startswith("vmjob_version"))
     assert text == (ROOT / f"tests/golden/submit-{name}.sub").read_text()
+
+
+def test_a_token_stays_at_the_schedd_unless_the_site_has_no_way_to_it() -> None:
+    some = submission(tokens=token_names(2))
+    assert some.tokens == ("token-0", "token-1")
+    for target, at in ((Target("p", "condor"), "/p"), (Target("c", "condor-ce", Place("ap.x"), Place("ce.x")), "12.0")):
+        text = jobs_description(target, some, "/p", "/i", at)
+        assert f" --token-at {at}/token-$(Process) " in text and "/token" not in re.findall("vmjob_inputs.*", text)[0]
+    text = jobs_description(Target("p", "condor", image_with_job=True), some, "/p", "/i", "/p")
+    assert " --token-at token-$(Process) " in text and re.search(r"vmjob_inputs.*,/p/token-\$\(Process\)\n", text)
+    with pytest.raises(JobError, match="1000"):
+        token_names(1001)
 
 
 def test_a_carrier_never_runs_and_names_what_it_holds() -> None:

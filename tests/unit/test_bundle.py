@@ -15,6 +15,7 @@ import pytest
 
 from tests.unit.test_payload import make
 from vmjob import bundle
+from vmjob import pyz as pyz_file
 from vmjob.errors import FolderBusy, JobError, VmjobError
 from vmjob.model import Payload
 from vmjob.payload import read_payload
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.unit
 @pytest.fixture(scope="module")
 def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pyz") / "vmjob.pyz"
-    bundle.build_pyz(path)
+    pyz_file.build_pyz(path)
     return path
 
 
@@ -44,7 +45,7 @@ def pythons() -> list[str]:
 
 
 def test_small_pure_and_reproducible(pyz: Path, tmp_path: Path) -> None:
-    bundle.build_pyz(tmp_path / "again.pyz")
+    pyz_file.build_pyz(tmp_path / "again.pyz")
     assert pyz.read_bytes() == (tmp_path / "again.pyz").read_bytes()
     assert pyz.stat().st_size < 3 * 2**20 and pyz.read_bytes().startswith(b"#!/usr/bin/env python3\n")
     names = zipfile.ZipFile(pyz).namelist()
@@ -55,7 +56,7 @@ def test_small_pure_and_reproducible(pyz: Path, tmp_path: Path) -> None:
             "licences/requests/LICENSE"} <= set(names)
 
 
-MODULES = ["vmjob.payload", "vmjob.slotrun", "vmjob.chirp", "vmjob.bundle",
+MODULES = ["vmjob.payload", "vmjob.slotrun", "vmjob.chirp", "vmjob.bundle", "vmjob.pyz",
            "vmjob.stage.archive", "vmjob.slot.limits", "vmjob.slot.scratch", "yaml",
            "qemu.qmp", "requests", "charset_normalizer", "tqdm", "pycdlib", "fastjsonschema", "htchirp"]
 
@@ -65,7 +66,7 @@ def test_everything_comes_from_it(pyz: Path, tmp_path: Path, python: str) -> Non
     code = (f"import sys; sys.path[:] = [{str(pyz)!r}] + [p for p in sys.path if 'site-packages' not in p and p]\n"
             f"import importlib\nfor name in {MODULES!r}:\n m = importlib.import_module(name)\n"
             f" assert m.__file__.startswith({str(pyz)!r}), m.__file__\n"
-            "from vmjob.bundle import build_pyz; from pathlib import Path; build_pyz(Path('copy.pyz'))\n"
+            "from vmjob.pyz import build_pyz; from pathlib import Path; build_pyz(Path('copy.pyz'))\n"
             "from vmjob.schema import check\n"
             "check({'name': 'x', 'boot': ['disk'], 'files': [{'role': 'disk', 'path': 'd', 'format': 'raw', 'size': 1,"
             " 'sha256': '0' * 64}]}, 'manifest', 'here')\n")
@@ -86,7 +87,7 @@ def test_it_starts(pyz: Path, python: str) -> None:
     (">=4", False), ("==3.*", True),
 ])
 def test_requires_python(wanted: str, fits: bool) -> None:
-    assert bundle.runs_on(wanted, (3, 9)) is fits
+    assert pyz_file.runs_on(wanted, (3, 9)) is fits
 
 
 def test_a_release_too_new_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +103,7 @@ def test_a_release_too_new_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(metadata, "distribution", newer)
     with pytest.raises(VmjobError, match=r"idna .* needs Python >=3\.10"):
-        bundle.build_pyz(tmp_path / "x.pyz")
+        pyz_file.build_pyz(tmp_path / "x.pyz")
     assert not (tmp_path / "x.pyz").exists()
 
 

@@ -57,6 +57,9 @@ class Starter:
         if verb == "open":
             self._open = self.files.get(words[0], b"")
             return b"3\n1 2 3\n" if words[0] in self.files else b"-3\n"
+        if verb == "unlink":
+            mood = self.moods.pop(0) if self.moods else ""
+            return mood.encode() + b"\n" if mood else b"0\n" if self.files.pop(words[0], None) else b"-3\n"
         if verb == "pread":
             mood = self.moods.pop(0) if self.moods else ""
             data = self._open[int(words[2]):int(words[2]) + int(words[1])]
@@ -122,6 +125,21 @@ def test_what_is_not_there_is_missing_and_what_is_refused_is_refused(client: Chi
     with pytest.raises(ChirpFailed):
         Chirp("127.0.0.1", starter.port, "guessed").set("A", 1)
     assert b"".join(client.pieces("/spool/f", len(BODY))) == BODY
+
+
+def test_a_small_file_is_read_at_once_and_removed(client: Chirp, starter: Starter) -> None:
+    starter.files["/spool/token"] = b"abc"
+    starter.moods = ["-127"]
+    assert client.read("/spool/token", 1000) == b"abc"
+    starter.moods = ["-127"]
+    client.remove("/spool/token", 5)
+    assert "/spool/token" not in starter.files
+    client.remove("/spool/token", 5)  # it is gone: fine
+    with pytest.raises(FileNotFoundError):
+        client.read("/spool/token", 1000)
+    starter.moods = ["-127"] * 1000
+    with pytest.raises(ChirpFailed, match="cannot be removed"):
+        client.remove("/spool/f", 0.05)
 
 
 def test_attributes(client: Chirp, starter: Starter) -> None:

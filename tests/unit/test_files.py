@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmjob.files import copy_sparse, hash_file, place, remove_tree
+from vmjob.files import copy_sparse, hash_file, place, remove_tree, take_secret, write_secret
 
 pytestmark = pytest.mark.unit
 
@@ -64,3 +64,28 @@ def test_place(tmp_path: Path) -> None:
         place(tmp_path / "a", tmp_path / "b")
     assert hash_file(tmp_path / "a") == hash_file(tmp_path / "b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "l"]
+
+
+def test_a_secret_is_taken_once_and_its_bytes_are_gone(tmp_path: Path) -> None:
+    path, other = tmp_path / "s", tmp_path / "o"
+    write_secret(path, "words")
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        write_secret(path, "other words")
+    os.link(path, other)
+    assert take_secret(path) == "words" and not path.exists() and other.read_bytes() == bytes(5)
+    assert take_secret(path) == ""
+
+
+def test_a_secret_is_not_followed_and_one_that_stays_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    write_secret(tmp_path / "s", "words")
+    (tmp_path / "link").symlink_to("s")
+    with pytest.raises(OSError, match="link"):
+        take_secret(tmp_path / "link")
+
+    def refuse(path: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert take_secret(tmp_path / "s") == "words" and "Read-only" in caplog.text and "words" not in caplog.text

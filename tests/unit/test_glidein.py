@@ -12,6 +12,7 @@ from typing import Any, Optional
 import pytest
 
 from vmjob import tokens
+from vmjob.batch.targets import Target
 from vmjob.errors import (
     ClockWrong,
     CondorFailed,
@@ -25,16 +26,16 @@ from vmjob.errors import (
 from vmjob.glideins import BOOT, DRAIN, Glidein, Times, Worked, times
 from vmjob.guest import glidein as guest
 from vmjob.job import job_from
-from vmjob.model import Boot, Granted, ImageFile, Job, Manifest, Payload, Slot
+from vmjob.model import Boot, ImageFile, Job, Manifest, Payload, Slot
 from vmjob.payload import payload_document, read_payload, write_payload
 from vmjob.schema import check
+from vmjob.submission import at_target
 from vmjob.submit import token_of
 
 pytestmark = pytest.mark.unit
 
 POOL = {"pool": "vo.example.org:9618", "token": "vo.token"}
 SLOT = Slot("htcondor", Path("/scratch"), 2, 2**30, 2**30, job_id="ce#1.0")
-GRANTED = Granted(cpus=2, memory=2**30, disk=3 * 2**30)
 
 
 def job(glidein: Any = None, **more: Any) -> Job:
@@ -161,7 +162,7 @@ def test_a_glidein_travels_in_the_payload(tmp_path: Path) -> None:
 
 
 def config(**more: Any) -> dict[str, str]:
-    text = guest.configuration(replace(Glidein("vo:9618"), **more), GRANTED, SLOT, "vmjob-1", Times(100, 200), 1000)
+    text = guest.configuration(replace(Glidein("vo:9618"), **more), SLOT, "vmjob-1", Times(100, 200), 1000)
     return dict(line.split(" = ", 1) for line in text.split("\n\n")[0].splitlines())
 
 
@@ -171,6 +172,14 @@ def test_configuration() -> None:
     assert (found["GLIDEIN_ToRetire"], found["GLIDEIN_ToDie"], found["VMJOB_IDLE"]) == ("1100", "1200", "60")
     assert (found["HasX"], found["N"], found["VMJOB_START"]) == ("true", "3", "(TARGET.A =?= 1)")
     assert {"HasX", "N", "GLIDEIN_Site", "GLIDEIN_ToDie"} <= set(found["STARTD_ATTRS"].split())
+
+
+@pytest.mark.parametrize("name, site", [
+    ("CE-1", "CE-1"), ("condor-ce://ce.example.org:9619", "ce.example.org"), ("condor://c.org:9618/schedd@x", "c.org")])
+def test_the_site_is_the_targets_where_none_is_named(name: str, site: str) -> None:
+    target = Target(name, "condor-ce")
+    found, named = at_target(job(), target).glidein, at_target(job({"site": "S"}), target).glidein
+    assert found and found.site == site and named and named.site == "S"
 
 
 @pytest.mark.parametrize("value", ["a\\", 'x" y', "$(X)", "a\nSTART = False"])

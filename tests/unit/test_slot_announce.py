@@ -16,7 +16,7 @@ from vmjob.outcome import failure_of
 from vmjob.progress import Reporter
 from vmjob.result import Result, StageTime
 from vmjob.slot import announce, carrier
-from vmjob.slot.announce import Announcer, decision, summary
+from vmjob.slot.announce import Announcer, decision, is_over, summary
 
 pytestmark = pytest.mark.unit
 
@@ -48,13 +48,15 @@ def test_every_failure_is_retried_held_or_returned(kind: type[VmjobError]) -> No
     reason = f"{kind.__name__}: what happened → what to do" if kind in RETRIED | HELD else ""
     assert told["VmjobHoldReason"] == reason
     assert told.get("VmjobAvoid") == ("n1" if kind in RETRIED else None)
+    assert is_over(failed(kind("what happened"))) is (kind not in (RETRIED | HELD | {errors.Interrupted})
+                                                      or kind is errors.TokenRefused)
 
 
 def test_the_programs_own_failure_is_returned() -> None:
     for result in (OK, Result("j", "program-failed", 3, 3),
                    failed(errors.QemuFailed("after the program had failed"), "program-failed")):
         told = decision(result, "n1", "n2")
-        assert told == {"VmjobRetry": False, "VmjobHold": False, "VmjobHoldReason": ""}
+        assert told == {"VmjobRetry": False, "VmjobHold": False, "VmjobHoldReason": ""} and is_over(result)
 
 
 @pytest.mark.parametrize("before, after", [("", "n1"), ("n2", "n2,n1"), ("n1, n2", "n2,n1"),
@@ -178,5 +180,5 @@ def test_the_carriers_folder(place: str, iwd: str, found: str) -> None:
 
 @pytest.mark.parametrize("place, iwd", [("12.0", "/home/ada"), ("12.0", ""), ("12", IWD), ("a/b", IWD), ("", IWD)])
 def test_no_carriers_folder(place: str, iwd: str) -> None:
-    with pytest.raises(errors.JobError, match="--image-at"):
+    with pytest.raises(errors.JobError, match="at the submit side"):
         carrier.folder(place, iwd)

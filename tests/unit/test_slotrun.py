@@ -12,12 +12,14 @@ import pytest
 
 from tests.unit.test_payload import make
 from vmjob import config, slotrun
-from vmjob.errors import JobError
+from vmjob.chirp import Chirp
+from vmjob.errors import ChirpFailed, JobError, TokenRefused
 from vmjob.model import Job
 from vmjob.outcome import keep_result
 from vmjob.payload import read_payload
 from vmjob.progress import Reporter
 from vmjob.result import Result
+from vmjob.slot import token
 from vmjob.slotrun import SlotRun, slot_run
 
 pytestmark = pytest.mark.unit
@@ -103,6 +105,58 @@ def test_an_image_that_can_be_fetched_need_not_be_there(tmp_path: Path) -> None:
     files[1].unlink()
     payload = read_payload(tmp_path, fetchable=True)
     assert set(payload.image_files.values()) == {tmp_path / files[0].name, *files[2:]}
+
+
+# ---------------------------------------------------------------- a glide-in's token
+
+
+class Submitter(Chirp):
+    """The submit side, with these files; the job's own folder is one of HTCondor's spool."""
+
+    def __init__(self, **files: bytes) -> None:
+        self.files = {f"/s/12/0/cluster12.proc0.subproc0/{name}": data for name, data in files.items()}
+
+    def get(self, name: str) -> str:
+        return "/s/7/3/cluster7.proc3.subproc0" if name == "Iwd" else ""
+
+    def read(self, path: str, length: int, offset: int = 0) -> bytes:
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        return self.files[path]
+
+    def remove(self, path: str, patience: float) -> None:
+        if self.files.pop(path, None) is None:
+            raise ChirpFailed(f"{path} cannot be removed")
+
+
+@pytest.mark.parametrize("at", ["12.0/token-3", "/s/12/0/cluster12.proc0.subproc0/token-3"])
+def test_a_token_is_read_at_the_submit_side_and_removed_there(at: str, caplog: pytest.LogCaptureFixture) -> None:
+    chirp = Submitter(**{"token-3": b"words", "token-4": b""})
+    assert token.fetch(at, chirp) == "words" and len(chirp.files) == 2
+    with pytest.raises(TokenRefused, match="empty"):
+        token.fetch(at.replace("-3", "-4"), chirp)
+    token.remove(at, chirp)
+    assert list(chirp.files.values()) == [b""]
+    with pytest.raises(TokenRefused, match="is gone") as told:
+        token.fetch(at, chirp)
+    assert "submit a new one" in told.value.hint
+    token.remove(at, chirp)  # never raises
+    assert "stays at the submit side" in caplog.text
+    with pytest.raises(ChirpFailed, match="the token is at the submit side"):
+        token.fetch(at, None)
+
+
+@pytest.mark.parametrize("at, name", [("", "token"), ("token-3", "token-3"), ("/s/x/token-3", "token")])
+def test_a_token_beside_the_payload_is_taken_first(tmp_path: Path, at: str, name: str,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("words")
+    seen: list[SlotRun] = []
+    monkeypatch.setattr(slotrun, "_run", lambda this, results, *_: seen.append(this) or Result("j", "ok", 0, 0))
+    slot_run(SlotRun(tmp_path, tmp_path, token_at=at), Reporter())
+    assert seen[0].token == "words" and "words" not in repr(seen) and not (tmp_path / name).exists()
+    with pytest.raises(TokenRefused, match="no token in the payload"):
+        token.fetch("token-3", None)
 
 
 # ---------------------------------------------------------------- the site's cache for jobs

@@ -27,6 +27,7 @@ from vmjob.units import format_size
 
 _DAY = 24 * 3600
 KEEP_IMAGE = 60 * _DAY  # seconds after the last submission that used it
+KEEP_TOKEN = 30 * _DAY  # at most, as the payload's removal takes it along
 KEEP_PAYLOAD = 365 * _DAY  # while its jobs are in the queue; what has none is removed as an orphan
 _STAGE_IN = 3600  # seconds until files that were sent to a schedd must have come on to the compute element
 _UNREACHED = 60  # seconds for which a compute element may be away
@@ -76,10 +77,28 @@ def image_carrier(pool: Pool, target: Target, submission: Submission, reporter: 
 
 
 def payload_carrier(pool: Pool, target: Target, submission: Submission, folder: Path) -> Carrier:
-    """A new carrier with the payload's files. The caller removes it if the submission fails."""
-    files = [folder / name for name in submission.files]
+    """A new carrier with the payload's files, and the tokens unless they must go on alone (token_carrier). The caller
+    removes it if the submission fails."""
+    tokens = () if _tokens_alone(target) else submission.tokens
+    files = [folder / name for name in (*submission.files, *tokens)]
     return _spool(pool, carrier_description(target, "payload", submission.name, f"of {submission.name}", files,
                                             KEEP_PAYLOAD))
+
+
+def token_carrier(pool: Pool, target: Target, submission: Submission, payload: Carrier, folder: Path,
+                  reporter: Reporter) -> Carrier:
+    """Where the tokens are for the nodes: with the payload; at a compute element behind the VO's schedd with a carrier
+    of their own (of a job's own spool there HTCondor sends all to the node), which goes when the payload's does."""
+    if not submission.tokens or not _tokens_alone(target):
+        return payload
+    files = [folder / name for name in submission.tokens]
+    text = carrier_description(target, "token", str(payload.cluster), f"for {submission.name}", files, KEEP_TOKEN,
+                               grid=True)
+    return _carried_on(pool, target, _spool(pool, text), reporter)
+
+
+def _tokens_alone(target: Target) -> bool:
+    return target.element is not None and not target.image_with_job
 
 
 def _spool(pool: Pool, description: str, bar: Optional[Bar] = None) -> Carrier:
@@ -142,7 +161,7 @@ def _until(pool: Pool, cluster: int, done: Callable[[Any], bool], what: str) -> 
         if done(ads[0]):
             return ads[0]
         if ads[0].get("JobStatus") == 5 and ads[0].get("HoldReasonCode") not in (None, 16):
-            raise TransferFailed(f"the image could not be {what}: {ads[0].get('HoldReason')}",
+            raise TransferFailed(f"the files could not be {what}: {ads[0].get('HoldReason')}",
                                  "the reason comes from HTCondor; if it is about authentication, the schedd needs a "
                                  "token that the compute element accepts")
         lost = number(ads[0], "GridResourceUnavailableTime")
@@ -152,16 +171,19 @@ def _until(pool: Pool, cluster: int, done: Callable[[Any], bool], what: str) -> 
                                   "condor-ce://HOST/SCHEDD), and that this schedd has a token for it")
         time.sleep(pause)
         pause = min(2.0, pause * 1.5)
-    raise TransferFailed(f"the image was not {what} within {_STAGE_IN // 60} minutes", "try again, or ask the site")
+    raise TransferFailed(f"the files were not {what} within {_STAGE_IN // 60} minutes", "try again, or ask the site")
 
 
 def remove(pool: Pool, clusters: Sequence[int], why: str = "removed by vmjob") -> None:
-    """Remove carriers; their files go with them. One that is gone already is fine."""
+    """Remove carriers, and those of tokens with their payload's; their files go with them. One that is gone already is
+    fine."""
     import htcondor2
 
     if clusters:
+        which = " || ".join(f'ClusterId == {one} || VmjobHolds == "token" && VmjobWhat == "{one}"' for one in clusters)
+        ours, schedd = pool.ours, pool.schedd
         with translated(pool.place):
-            pool.schedd.act(htcondor2.JobAction.Remove, [f"{cluster}.0" for cluster in clusters], why)
+            schedd.act(htcondor2.JobAction.Remove, f"{ours} && ({which})", why)
 
 
 def bring(pool: Pool, payload: str, names: Sequence[str], folder: Path) -> None:
@@ -211,13 +233,19 @@ def _alone(pool: Pool, cluster: int) -> Iterator[None]:
 
 
 def orphans(pool: Pool) -> list[int]:
-    """Payload carriers of submissions that are gone (ten minutes after their files came), or that never got theirs."""
-    payloads = pool.query('VmjobHolds == "payload"', ["ClusterId", "Iwd", "QDate", "StageInFinish"])
-    if not payloads:
+    """Payload carriers of submissions that are gone (ten minutes after their files came), or that never got theirs; and
+    those of tokens without a payload."""
+    carriers = pool.query('VmjobHolds == "payload" || VmjobHolds == "token"',
+                          ["ClusterId", "Iwd", "QDate", "StageInFinish", "VmjobHolds", "VmjobWhat"])
+    if not carriers:
         return []
+    payloads = [ad for ad in carriers if ad["VmjobHolds"] == "payload"]
+    there = {str(ad["ClusterId"]) for ad in payloads}
     users = pool.query("VmjobPayload =!= undefined", ["VmjobPayload"], clusters=True)
     used = {str(ad.get("VmjobPayload")) for ad in users}
-    now, found = time.time(), []
+    now = time.time()
+    found = [int(ad["ClusterId"]) for ad in carriers
+             if ad["VmjobHolds"] == "token" and str(ad.get("VmjobWhat")) not in there]
     for ad in payloads:
         whole = number(ad, "StageInFinish")
         old = now - whole > 600 if whole else now - number(ad, "QDate") > _DAY

@@ -58,7 +58,8 @@ class Condor:
         with ExitStack() as undo:
             payload = carrier.payload_carrier(self.pool, self.target, submission, folder)
             undo.callback(carrier.remove, self.pool, [payload.cluster])
-            description = jobs_description(self.target, submission, payload.folder, image.place)
+            tokens = carrier.token_carrier(self.pool, self.target, submission, payload, folder, reporter)
+            description = jobs_description(self.target, submission, payload.folder, image.place, tokens.place)
             cluster = self._queue(description, submission.parameters)
             undo.callback(self.remove, [JobId(cluster)])
             self._name_is_free(submission.name, below=cluster)  # of two that came at once the first one stays

@@ -14,6 +14,8 @@ from vmjob.payload import WRAPPER
 
 RESULTS = "vmjob-results.tar"
 PROCESS = "$(Process)"
+_TOKEN = f"token-{PROCESS}"
+_MOST_TOKENS = 1000
 SPOOL = "$(payload)"  # stands for the payload's folder while nobody knows it
 
 
@@ -46,7 +48,7 @@ class Parameters:
 @dataclass(frozen=True)
 class Submission:
     """N jobs of one kind. ``files``: the names in the payload folder; ``image_files``: where the image's files are
-    here, by sha256."""
+    here, by sha256; ``tokens``: names in the payload folder too, of glide-ins one for each job."""
 
     name: str
     image: str
@@ -55,12 +57,20 @@ class Submission:
     parameters: Parameters = Parameters()
     files: tuple[str, ...] = ()
     image_files: dict[str, Path] = field(default_factory=dict)
+    tokens: tuple[str, ...] = ()
 
 
-def jobs_description(target: Target, submission: Submission, payload: str, image_at: str) -> str:
-    """The submit file of the jobs. ``payload``: the folder at the schedd; ``image_at``: where the node fetches the
-    image, a folder at the schedd or the carrier's CLUSTER.PROC there. Raises JobError where a site's template cannot be
-    read."""
+def token_names(count: int) -> tuple[str, ...]:
+    """One for each job, so that each can go when its job is over. Raises JobError."""
+    if count > _MOST_TOKENS:
+        raise JobError(f"{count} glide-ins in one submission: the most is {_MOST_TOKENS}", "submit several times")
+    return tuple(_TOKEN.replace(PROCESS, str(number)) for number in range(count))
+
+
+def jobs_description(target: Target, submission: Submission, payload: str, image_at: str, tokens_at: str = "") -> str:
+    """The submit file of the jobs. ``payload``: the folder at the schedd; ``image_at``, ``tokens_at``: where the node
+    fetches the image and the token, a folder at the schedd or the carrier's CLUSTER.PROC there. Raises JobError where a
+    site's template cannot be read."""
     import vmjob
 
     request = submission.request
@@ -70,6 +80,11 @@ def jobs_description(target: Target, submission: Submission, payload: str, image
         inputs += [f"{image_at}/{sha256}" for sha256 in sorted(submission.image_files)]
     else:
         arguments += f" --image-at {image_at}"
+    if submission.tokens and target.image_with_job:  # no Chirp there
+        inputs.append(f"{payload}/{_TOKEN}")
+        arguments += f" --token-at {_TOKEN}"
+    elif submission.tokens:
+        arguments += f" --token-at {tokens_at}/{_TOKEN}"
     shared = submission.parameters.shared + ("&" if submission.parameters.rows and submission.parameters.shared else "")
     definitions = {
         "vmjob_name": submission.name, "vmjob_image": submission.image, "vmjob_digest": submission.digest,

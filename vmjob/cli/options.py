@@ -66,6 +66,9 @@ def add_verbs(verbs: Any) -> None:
     slot.add_argument("--image-at", metavar="PLACE", default="",
                       help="where the submit side keeps the image: a folder, or the CLUSTER.PROC of the job that "
                            "carries it (HTCondor's Chirp fetches it, once for a node)")
+    slot.add_argument("--token-at", metavar="PLACE", default="",
+                      help="where a glide-in's token is: a name in the payload's folder, or a file at the submit side, "
+                           "FOLDER/NAME or CLUSTER.PROC/NAME")
     slot.add_argument("--parameters", metavar="NAME=VALUE&...", default="",
                       help="environment variables of this one job, percent-encoded")
     slot.add_argument("--scratch", metavar="DIR", help="folder for temporary files (default: the slot's scratch)")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import pkgutil
 import re
+import socket
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Optional
 
 from vmjob.chirp import literal
 from vmjob.errors import ClockWrong, CondorFailed, CondorMissing, CondorTooOld, PoolOutOfReach, TokenRefused, VmjobError
-from vmjob.glideins import Glidein, Literal, Times, Worked, times
+from vmjob.glideins import SYSTEM_DISK, Glidein, Literal, Times, Worked, times
 from vmjob.guest.channel import clean
 from vmjob.model import Granted, Job, Payload, Slot
 
@@ -29,7 +30,7 @@ _FAILURES: dict[int, tuple[type[VmjobError], str]] = {
     12: (CondorTooOld, "build the image with a newer HTCondor, or send a tarball: glidein.condor"),
     14: (PoolOutOfReach, "check the pool's name and port, and whether the site lets its nodes reach it"),
     15: (TokenRefused, "make a token in this pool that may advertise worker nodes: condor_token_create -authz "
-                       "ADVERTISE_STARTD -authz ADVERTISE_MASTER -authz READ"),
+                       "ADVERTISE_STARTD -authz ADVERTISE_MASTER"),
     13: (ClockWrong, "the node's clock is wrong, or the image keeps the agent from setting the guest's"),
 }
 
@@ -41,16 +42,18 @@ def program(payload: Payload, granted: Granted, slot: Slot, name: str, left: Opt
     job = payload.job
     assert job.glidein
     when = times(job.glidein, left)
-    variables = {"NAME": name, "POOL": job.glidein.pool, "CONDOR": job.glidein.condor,
+    # the jobs' share of the slot's disk: beside what was asked for them there is room for the guest itself
+    disk = job.resources.disk or max(0, granted.disk - SYSTEM_DISK)
+    variables = {"NAME": name, "DISK": str(disk // 2**20), "POOL": job.glidein.pool, "CONDOR": job.glidein.condor,
                  "RETIRE": str(now + when.retire if when.retire is not None else 0)}
     environment = {**dict(job.environment), **{f"VMJOB_GLIDEIN_{key}": value for key, value in variables.items()}}
-    files = {"condor_config": configuration(job.glidein, granted, slot, name, when, now), "token": payload.token + "\n"}
+    files = {"condor_config": configuration(job.glidein, slot, name, when, now), "token": payload.token + "\n"}
     return replace(job, script=_text("glidein.sh"), environment=tuple(sorted(environment.items()))), files
 
 
-def configuration(glidein: Glidein, granted: Granted, slot: Slot, name: str, when: Times, now: int) -> str:
+def configuration(glidein: Glidein, slot: Slot, name: str, when: Times, now: int) -> str:
     """HTCondor's configuration in the guest: what differs from one glide-in to the next, and then glidein.config."""
-    site = glidein.site or "unknown"
+    site = glidein.site or socket.gethostname()
     attributes: dict[str, Literal] = {
         "GLIDEIN_Site": site, "GLIDEIN_ResourceName": glidein.resource or site, "IS_GLIDEIN": True,
         "VmjobGuest": name, "VmjobSlot": slot.job_id}
@@ -58,8 +61,7 @@ def configuration(glidein: Glidein, granted: Granted, slot: Slot, name: str, whe
     attributes.update(GLIDEIN_ToRetire=now + (_FOREVER if when.retire is None else when.retire),
                       GLIDEIN_ToDie=now + (_FOREVER if when.die is None else when.die))
     attributes.update(glidein.attributes)
-    lines = {"COLLECTOR_HOST": glidein.pool, "VMJOB_NAME": name, "VMJOB_CPUS": str(granted.cpus),
-             "VMJOB_DISK": str(granted.disk // 1024), "VMJOB_IDLE": str(glidein.idle),
+    lines = {"COLLECTOR_HOST": glidein.pool, "VMJOB_NAME": name, "VMJOB_IDLE": str(glidein.idle),
              "VMJOB_START": f"({glidein.start or 'True'})",
              **{key: literal(value).replace("$", "$(DOLLAR)") for key, value in attributes.items()},
              "STARTD_ATTRS": "$(STARTD_ATTRS) " + " ".join(attributes)}

@@ -5,6 +5,7 @@
 # Variables, all VMJOB_GLIDEIN_…:
 #   NAME     the guest's full name in the pool
 #   POOL     address of the collector, HOST:PORT
+#   DISK     MiB of disk for all jobs together
 #   CONDOR   HTCondor as a tarball, its name in the work folder; empty: the image's own
 #   RETIRE   epoch; after it no job begins, and the guest leaves when none runs
 #   REACH    seconds to try to reach the pool, 60
@@ -42,12 +43,14 @@ give_up() {
 	exit "$status"
 }
 
+# shellcheck disable=SC2317 # called by the trap
 # On every way out: no daemon, no token, and the logs where they are brought home from.
 finish() {
 	status=$?
 	trap '' TERM INT HUP
 	[ -z "$master" ] || stop_daemons
 	rm -rf "$run/private" "$job/token"
+	[ ! -e "$run/joined" ] || echo "$(cat "$run/joined") $(date +%s)" >"$out/times"
 	cp "$run"/log/* "$out/" 2>/dev/null
 	exit "$status"
 }
@@ -65,8 +68,9 @@ prepare() {
 check_clock() {
 	read -r began <"$job/jobfeatures/jobstart_secs" || return 0
 	behind=$((began - $(date +%s)))
-	[ $behind -lt 60 ] && [ $behind -gt -900 ] ||
+	if [ $behind -gt 60 ] || [ $behind -lt -900 ]; then
 		give_up 13 "the guest's clock is wrong: it says $(date -u +%FT%TZ), $behind s behind the host's"
+	fi
 }
 
 find_condor() {
@@ -74,7 +78,7 @@ find_condor() {
 	if [ "$tarball" ]; then
 		mkdir -p $state/condor
 		tar -xf "$work/$tarball" -C $state/condor || give_up 11 "$tarball: tar cannot unpack it in the guest"
-		for folder in $state/condor $state/condor/*; do
+		for folder in "$state/condor" "$state"/condor/*; do
 			[ ! -x "$folder/sbin/condor_master" ] || release=$folder
 		done
 		[ "$release" ] || give_up 11 "$tarball has no sbin/condor_master: it is not HTCondor's tarball"
@@ -95,13 +99,24 @@ find_condor() {
 		give_up 12 "HTCondor $version is too old: tokens need $oldest or later"
 }
 
+# spare_disk: MiB of the disk's free space that are not for jobs
+spare_disk() {
+	df -Pk $state | tail -n 1 | {
+		read -r _ _ _ free _
+		spare=$((free / 1024 - ${VMJOB_GLIDEIN_DISK:-$((free / 1024))}))
+		[ $spare -gt 0 ] || spare=0
+		echo $spare
+	}
+}
+
 # A user for each slot: jobs can neither read the daemons' files nor signal the daemons or each other.
 configure() {
 	cpus=$(getconf _NPROCESSORS_ONLN 2>/dev/null || grep -c ^processor /proc/cpuinfo)
 	{
 		cat "$job/condor_config"
 		printf '%s\n' "RELEASE_DIR = $release" "BIN = $release/bin" "SBIN = $release/sbin" "LIBEXEC = $libexec" \
-			"LOCAL_CONFIG_FILE =" "LOCAL_CONFIG_DIR ="
+			"LOCAL_CONFIG_FILE =" "LOCAL_CONFIG_DIR =" "STARTD_HISTORY = $out/startd_history" \
+			"RESERVED_DISK = $(spare_disk)"
 		number=0
 		while [ $number -lt $((2 * cpus)) ]; do
 			number=$((number + 1))
@@ -129,13 +144,14 @@ start_daemons() {
 	master=$!
 }
 
+# shellcheck disable=SC2317 # called by the trap
 # First with time for the jobs to end, then at once: each job is back in the VO's queue.
 stop_daemons() {
 	kill -TERM "$master" 2>/dev/null
 	left=$((grace * 5))
 	while kill -0 "$master" 2>/dev/null; do
-		[ $left -gt 0 ] || kill -QUIT "$master"
-		[ $left -gt -20 ] || kill -KILL "$master"
+		[ "$left" -gt 0 ] || kill -QUIT "$master"
+		[ "$left" -gt -20 ] || kill -KILL "$master"
 		left=$((left - 1))
 		sleep 0.2
 	done
@@ -158,7 +174,7 @@ join_pool() {
 	until ask_pool; do
 		printf '%s\n' "$answer" >"$out/refused"
 		case $answer in
-		*"server trust domain is "*) give_up 15 "the token is another pool's: $(said 'trust domain')" ;;
+		*"server trust domain is "*) give_up 15 "the token is of another pool: $(said 'trust domain' | sed 's/.*from //')" ;;
 		*"decode JWT"* | *"No token found"*) give_up 15 "the token file holds no token" ;;
 		*"Hash supplied by server"*) give_up 15 "the pool did not sign this token: it is forged, or of a key that it has no more" ;;
 		*"Authentication was a Success"*) give_up 15 "the token does not allow ADVERTISE_STARTD, or the pool does not allow it to its identity" ;;
@@ -168,6 +184,7 @@ join_pool() {
 		nap 2
 		[ -z "$ending" ] || return
 	done
+	date +%s >"$run/joined"
 	say "joined $pool as $name"
 }
 

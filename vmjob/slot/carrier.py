@@ -1,13 +1,19 @@
-"""Where the submit side keeps the files of an image that slots fetch: the folder of a job that only carries them."""
+"""Where the submit side keeps what slots fetch, an image or a token: the folder of a job that only carries it."""
 
 from __future__ import annotations
 
 import re
 
+from vmjob.chirp import Chirp
 from vmjob.errors import JobError
 
 # HTCondor's spool: SPOOL/(cluster mod 10000)/(proc mod 10000)/clusterC.procP.subproc0
 _SPOOLED = re.compile(r"(/.*)/\d+/\d+/cluster\d+\.proc\d+\.subproc\d+/*\Z")
+
+
+def find(place: str, chirp: Chirp) -> str:
+    """:func:`folder` for the job that we are. Raises JobError, ChirpFailed."""
+    return folder(place, "" if place.startswith("/") else chirp.get("Iwd"))
 
 
 def folder(place: str, iwd: str) -> str:
@@ -17,12 +23,12 @@ def folder(place: str, iwd: str) -> str:
         return place.rstrip("/") or "/"
     number = re.fullmatch(r"(\d{1,9})\.(\d{1,9})", place)
     if not number:
-        raise JobError(f"--image-at {place}: neither an absolute folder nor the CLUSTER.PROC of a job",
+        raise JobError(f"{place} at the submit side: neither an absolute folder nor the CLUSTER.PROC of a job",
                        "submit again with vmjob submit")
     spool = _SPOOLED.match(iwd)
     if not spool:
-        raise JobError(f"--image-at {place}: the folder of this job at the submit side ({iwd or 'unknown'}) is none of "
-                       "HTCondor's spool, so that of the image cannot be found beside it",
-                       "set image: job for this target in targets.yaml: the image then travels with every job")
+        raise JobError(f"{place} at the submit side: the folder of this job there ({iwd or 'unknown'}) is none of "
+                       "HTCondor's spool, so that the other's cannot be found beside it",
+                       "set image: job for this target in targets.yaml: image and token then travel with every job")
     cluster, proc = map(int, number.groups())
     return f"{spool.group(1)}/{cluster % 10000}/{proc % 10000}/cluster{cluster}.proc{proc}.subproc0"
