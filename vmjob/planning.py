@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vmjob import compose, config
-from vmjob.model import Accel, AccelChoice, Boot, Job, Payload, QemuInfo
+from vmjob.model import Accel, AccelChoice, Boot, Granted, Job, Payload, QemuInfo, Slot
 
 
 def plan(job: Job, scratch: Path, base: Path = Path()) -> dict[str, Any]:
@@ -41,9 +41,22 @@ def plan(job: Job, scratch: Path, base: Path = Path()) -> dict[str, Any]:
         "accelerator": {"name": accel.name, "reason": accel.reason},
         "network": link.description,
         "qemu": command_line(spec),
-        "guest": job_script(job),
+        "guest": _told(job, base, granted, slot) if job.glidein else job_script(job),
         "seed": user_data(agent_text()) if boot is Boot.DISK else "",
     }
+
+
+def _told(job: Job, base: Path, granted: Granted, slot: Slot) -> str:
+    """What a glide-in's guest is told. Its token is looked at, and not shown."""
+    import time
+
+    from vmjob.guest.glidein import program
+    from vmjob.guest.script import job_script
+    from vmjob.submit import token_of
+
+    token_of(job, base)
+    script, files = program(job, "", granted, slot, "vmjob-" + "0" * 8, granted.walltime, int(time.time()))
+    return f"{job_script(script)}\n# condor_config\n{files['condor_config']}"
 
 
 def _remembered(job: Job) -> tuple[QemuInfo, AccelChoice]:

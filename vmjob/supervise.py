@@ -188,7 +188,7 @@ class Guest:
 
             left = this.granted.walltime and this.clock + this.granted.walltime - time.monotonic()
             this.worker = f"vmjob-{secrets.token_hex(4)}"
-            job, more = program(this.payload, this.granted, this.slot, this.worker, left, now)
+            job, more = program(job, this.payload.token, this.granted, this.slot, this.worker, left, now)
         await self._session.send(control_lines(job, user, this.granted, this.slot, now, secrets.token_hex(32), more))
         await self._until(State.EXITED)
 

@@ -15,6 +15,7 @@ ATTRIBUTES = [
     "ClusterId", "ProcId", "JobStatus", "HoldReason", "HoldReasonCode", "QDate", "ExitCode", "ExitSignal",
     "ExitBySignal", "RemoteHost", "LastRemoteHost", "JobStartDate", "JobCurrentStartDate", "CompletionDate",
     "EnteredCurrentStatus", "NumJobStarts", "Args", "GridJobId", "TotalSubmitProcs", "JobMaterializeNextProcId",
+    "JobMaterializeLimit",
     "VmjobName", "VmjobImage", "VmjobImageDigest", "VmjobPayload", "VmjobStage", "VmjobAccel", "VmjobOutcome",
     "VmjobStatus", "VmjobFailure", "VmjobMessage", "VmjobHint", "VmjobBootSeconds", "VmjobStageSeconds",
     "VmjobImageBytes", "VmjobFetched",
@@ -170,7 +171,8 @@ def clusters_of(ads: list[Any]) -> list[Cluster]:
     for cluster, members in sorted(jobs.items()):
         members.sort(key=lambda job: job.id.proc or 0)
         head = _Words(heads.get(cluster, {}))
-        total = head.whole("TotalSubmitProcs") or len(members)
+        # while not one job is made (the schedd is full), only the limit tells how many there will be
+        total = head.whole("TotalSubmitProcs") or head.whole("JobMaterializeLimit") or len(members)
         made = head.whole("JobMaterializeNextProcId")
         name = job_name(head.text("VmjobName") or (members[0].name if members else ""))
         # a node can change its job's ad; the cluster's it cannot

@@ -17,12 +17,17 @@ from vmjob.chirp import literal
 from vmjob.errors import ClockWrong, CondorFailed, CondorMissing, CondorTooOld, PoolOutOfReach, TokenRefused, VmjobError
 from vmjob.glideins import SYSTEM_DISK, Glidein, Literal, Times, Worked, times
 from vmjob.guest.channel import clean
-from vmjob.model import Granted, Job, Payload, Slot
+from vmjob.model import Granted, Job, Slot
+from vmjob.tokens import claims_of
 
 HISTORY = "startd_history"
 WHY = "why"
+PORT = 9618  # a collector's, where none is named
 _FOREVER = 10 * 365 * 24 * 3600  # seconds
-_MOST = 64 * 2**20  # bytes that are read of a guest's log
+_MOST = 512 * 2**20  # bytes that are read of a guest's log
+_LINE = 2**16  # bytes
+_CUT = "STARTER_DISCONNECTED_FROM_SUBMIT_NODE"
+_KEPT = ("CpusProvisioned", "JobDuration", "ToE", _CUT)
 
 # Exit statuses of glidein.sh, and what to do.
 _FAILURES: dict[int, tuple[type[VmjobError], str]] = {
@@ -31,23 +36,25 @@ _FAILURES: dict[int, tuple[type[VmjobError], str]] = {
     14: (PoolOutOfReach, "check the pool's name and port, and whether the site lets its nodes reach it"),
     15: (TokenRefused, "make a token in this pool that may advertise worker nodes: condor_token_create -authz "
                        "ADVERTISE_STARTD -authz ADVERTISE_MASTER"),
-    13: (ClockWrong, "the node's clock is wrong, or the image keeps the agent from setting the guest's"),
+    13: (ClockWrong, "set the node's clock (timedatectl); another node may do"),
 }
 
 
-def program(payload: Payload, granted: Granted, slot: Slot, name: str, left: Optional[float],
+def program(job: Job, token: str, granted: Granted, slot: Slot, name: str, left: Optional[float],
             now: int) -> tuple[Job, dict[str, str]]:
     """The job that the agent runs, and its further files (for script.control_lines). ``name``: of the guest; ``left``:
     seconds until the end of the slot, None: no limit; ``now``: epoch seconds. Raises WalltimeTooShort."""
-    job = payload.job
     assert job.glidein
     when = times(job.glidein, left)
     # the jobs' share of the slot's disk: beside what was asked for them there is room for the guest itself
     disk = job.resources.disk or max(0, granted.disk - SYSTEM_DISK)
-    variables = {"NAME": name, "DISK": str(disk // 2**20), "POOL": job.glidein.pool, "CONDOR": job.glidein.condor,
-                 "RETIRE": str(now + when.retire if when.retire is not None else 0)}
+    claims = claims_of(token)
+    variables = {"NAME": name, "DISK": str(disk // 2**20), "POOL": _with_port(job.glidein.pool),
+                 "CONDOR": job.glidein.condor,
+                 "RETIRE": str(now + when.retire if when.retire is not None else 0),
+                 "EXPIRES": str(int(claims.expires)) if claims and claims.expires else ""}
     environment = {**dict(job.environment), **{f"VMJOB_GLIDEIN_{key}": value for key, value in variables.items()}}
-    files = {"condor_config": configuration(job.glidein, slot, name, when, now), "token": payload.token + "\n"}
+    files = {"condor_config": configuration(job.glidein, slot, name, when, now), "token": token + "\n"}
     return replace(job, script=_text("glidein.sh"), environment=tuple(sorted(environment.items()))), files
 
 
@@ -68,6 +75,10 @@ def configuration(glidein: Glidein, slot: Slot, name: str, when: Times, now: int
     return "".join(f"{key} = {value}\n" for key, value in lines.items()) + "\n" + _text("glidein.config")
 
 
+def _with_port(pool: str) -> str:
+    return pool if re.search(r":[0-9]+$", pool) else f"{pool}:{PORT}"
+
+
 def _text(name: str) -> str:
     data = pkgutil.get_data("vmjob", f"guest/{name}")  # from a zip file as well
     assert data is not None
@@ -80,7 +91,7 @@ def _text(name: str) -> str:
 def failure(status: int, folder: Path) -> VmjobError:
     """The failure that glidein.sh ended with; ``folder`` holds what it returned."""
     kind, hint = _FAILURES.get(status, (CondorFailed, f"see the logs in {folder}, MasterLog first"))
-    text = clean(_read(folder / WHY).splitlines()[0].encode()[:500]) if _read(folder / WHY).strip() else ""
+    text = clean(next(_lines(folder / WHY), "").strip().encode()[:500])
     return kind(f"the glide-in: {text or f'it ended with status {status}'}", hint)
 
 
@@ -89,27 +100,30 @@ def worked(name: str, folder: Path) -> Worked:
     it likes: the numbers are its word."""
     jobs = evicted = 0
     busy = 0.0
-    for ad in _ads(_read(folder / HISTORY)):
+    for ad in _ads(folder / HISTORY):
         busy += max(_number(ad, "JobDuration"), 0.0) * max(_number(ad, "CpusProvisioned"), 1.0)
-        if _number(ad, "CompletionDate") > 0:
+        # "of its own accord", and the submit side has heard of it
+        if "HowCode = 0;" in ad.get("ToE", "") and _CUT not in ad:
             jobs += 1
         else:
             evicted += 1
-    began, _, ended = _read(folder / "times").strip().partition(" ")
+    began, _, ended = next(_lines(folder / "times"), "").strip().partition(" ")
     seconds = float(ended) - float(began) if began.isdigit() and ended.isdigit() else 0.0
     return Worked(name, jobs, evicted, round(busy, 3), max(0.0, seconds))
 
 
-def _ads(text: str) -> Iterator[dict[str, str]]:
-    """A history file's ads: lines ``Name = value``, after each ad a line that begins with ``***``."""
+def _ads(path: Path) -> Iterator[dict[str, str]]:
+    """A history file's ads, of each what is of use here: lines ``Name = value``, after each ad one that begins with
+    ``***``."""
     ad: dict[str, str] = {}
-    for line in text.splitlines():
+    for line in _lines(path):
         if line.startswith("***"):
             yield ad
             ad = {}
         else:
             key, _, value = line.partition(" = ")
-            ad[key] = value
+            if key in _KEPT:
+                ad[key] = value
 
 
 def _number(ad: dict[str, str], key: str) -> float:
@@ -117,10 +131,13 @@ def _number(ad: dict[str, str], key: str) -> float:
     return float(found[0]) if found else 0.0
 
 
-def _read(path: Path) -> str:
+def _lines(path: Path) -> Iterator[str]:
     """What a guest wrote, which may be a link or endless; nothing where there is no plain file."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            return file.read(_MOST).decode("utf-8", "replace") if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else ""
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return
+            while file.tell() < _MOST and (line := file.readline(_LINE)):
+                yield line.decode("utf-8", "replace").rstrip("\n")
     except OSError:
-        return ""
+        return

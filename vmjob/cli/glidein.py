@@ -1,0 +1,199 @@
+"""``vmjob glidein keep`` and ``vmjob glidein status``: options to Settings, cycles to lines or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Optional
+
+from vmjob.batch import targets
+from vmjob.cli import report, tables
+from vmjob.errors import Interrupted, JobError
+from vmjob.factory import Limits, failed_tries, tell
+from vmjob.job import load_job
+from vmjob.keeping import Cycle, Factory, Settings, wants_of
+from vmjob.logbook import Ended, Logbook
+from vmjob.submit import token_of
+from vmjob.units import format_duration, parse_duration
+
+
+def keep(args: argparse.Namespace) -> int:
+    """``vmjob glidein keep``: until it is stopped, or gives up."""
+    if args.max is None and not args.drain:
+        raise JobError("how many glide-ins at most?", "--max N")
+    this = _settings(args, Limits(
+        most=_number(args.max or 0, "--max", 0), least=_number(args.min, "--min", 0), cron=args.once,
+        at_once=_number(args.most_at_once, "--most-at-once", 1), give_up=_number(args.give_up, "--give-up", 1),
+        every=parse_duration(args.every, "--every"), backoff=parse_duration(args.backoff, "--backoff")))
+    if this.limits.least > this.limits.most and not args.drain:
+        raise JobError(f"--min {args.min} is more than --max {args.max}", "never more than --max are submitted")
+    token_of(this.job, this.base)  # one that cannot do is told now, and not when jobs ask for glide-ins
+    factory = Factory(this, report.choose(json=args.json))
+    if args.dry_run:
+        return _would(factory.look(), args)
+    lines = _Lines(this)
+    try:
+        for cycle in factory.cycles():
+            if args.json:
+                report.show(json.dumps(cycle.to_json()))
+            else:
+                lines.tell(cycle)
+    except Interrupted as stopped:
+        if not args.json:
+            report.say(f"{stopped.message}: the factory ends; {_go_on(lines.live, args)}")
+    else:
+        if args.drain and not args.json:
+            report.say(_go_on(lines.live, args))
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    """``vmjob glidein status``."""
+    this = _settings(args, Limits(most=0))
+    cycle = Factory(this, report.choose(json=args.json)).look()
+    past = Logbook(this.logs, this.target.name).read()
+    if args.json:
+        document = {key: value for key, value in cycle.to_json().items() if key in ("time", "asked", "glideins")}
+        ended = [one for one in past if one.submission]
+        report.show(json.dumps({**document, "ended": len(ended), "failed": sum(bool(one.kind) for one in ended),
+                                "jobs": sum(one.jobs for one in ended)}))
+        return 0
+    report.show(_table(cycle, this, past))
+    return 0
+
+
+def _settings(args: argparse.Namespace, limits: Limits) -> Settings:
+    path = Path(args.job)
+    job = load_job(path)
+    if job.glidein is None:
+        raise JobError(f"{path}: this job is no glide-in", "it needs the key glidein: in place of command or script")
+    if args.pool:
+        job = replace(job, glidein=replace(job.glidein, pool=args.pool))
+    target = targets.choose(args.to)
+    if target.kind == "local":
+        raise JobError("the target local has no queue that glide-ins could be kept in", "name another target: --to")
+    wants = wants_of(job, args.schedd, args.constraint)
+    return Settings(job, path.parent, target, replace(limits, cpus=wants.cpus),
+                    Path(args.results or f"{job.name}.glideins"), wants, once=getattr(args, "once", False),
+                    drain=getattr(args, "drain", False))
+
+
+def _number(value: int, option: str, least: int) -> int:
+    if value < least:
+        raise JobError(f"{option} {value}: that is too few", f"{option} {least} or more")
+    return value
+
+
+def _would(cycle: Cycle, args: argparse.Namespace) -> int:
+    if args.json:
+        report.show(json.dumps(cycle.to_json()))
+        return 0
+    report.show(f"{_asks(cycle)}; {_counts(cycle)}")
+    report.show(f"would submit {cycle.plan.new}" + (f" ({cycle.plan.why})" if cycle.plan.why else ""))
+    return 0
+
+
+# ---------------------------------------------------------------- for people
+
+
+class _Lines:
+    """Says a line when something has changed."""
+
+    def __init__(self, this: Settings) -> None:
+        self._this = this
+        self._last = ""
+        self._trouble = ""
+        self.live = 0
+
+    def tell(self, cycle: Cycle) -> None:
+        self.live = cycle.counts.live if cycle.demand else self.live
+        for one in cycle.ended:
+            self._say(cycle, _ended(one))
+        if cycle.removed:
+            count = len(cycle.removed)
+            self._say(cycle, f"removed {count} that waited" + ("" if self._this.drain else ", as nobody needs them"))
+        if cycle.trouble:
+            if cycle.trouble.message != self._trouble:
+                self._say(cycle, f"{cycle.trouble.message}; trying again")
+        elif self._trouble:
+            self._say(cycle, "it goes on")
+        self._trouble = cycle.trouble.message if cycle.trouble else ""
+        if cycle.demand and not cycle.stop:
+            self._state(cycle)
+        for line in cycle.report:
+            self._say(cycle, line)
+
+    def _state(self, cycle: Cycle) -> None:
+        why = cycle.plan.why
+        state = f"{_asks(cycle)}; {_counts(cycle)}"
+        new = f"; submitted {cycle.submitted}: {cycle.name}" if cycle.submitted else ""
+        mark = state + why.rpartition(":")[2]  # seconds that count down are no change
+        if mark != self._last or new:
+            self._say(cycle, state + new + (f" ({why})" if why else ""))
+        self._last = mark
+
+    def _say(self, cycle: Cycle, text: str) -> None:
+        report.say(f"{time.strftime('%H:%M:%S', time.localtime(cycle.time))} {text}")
+
+
+def _asks(cycle: Cycle) -> str:
+    demand = cycle.demand
+    if demand is None:
+        return "the pool does not answer"
+    silent = f" (no answer from {', '.join(demand.silent)})" if demand.silent else ""
+    free = f", {sum(demand.free)} are free" if demand.free else ""
+    asked = f"{_plural(demand.jobs, 'idle job')}, {_plural(demand.cpus, 'CPU')}" if demand.jobs else "no idle jobs"
+    return f"pool: {asked}{free}{silent}"
+
+
+def _counts(cycle: Cycle) -> str:
+    counts = cycle.counts
+    parts = [f"{number} {word}" for word, number in (
+        ("waiting", counts.waiting), ("starting", counts.starting), ("in the pool", counts.working),
+        ("leaving", counts.leaving)) if number]
+    return "glide-ins: " + (", ".join(parts) or "none")
+
+
+def _ended(one: Ended) -> str:
+    if one.kind:
+        where = f" on {one.node}" if one.node else ""
+        logs = f" (logs: {one.logs})" if one.logs else ""
+        return f"{one.id} failed{where}: {one.kind}: {one.message}{logs}"
+    return f"{one.id} ended: {_plural(one.jobs, 'job')}, busy {format_duration(one.busy_seconds)}, on {one.node}"
+
+
+def _go_on(live: int, args: argparse.Namespace) -> str:
+    if not live:
+        return "it has no glide-ins at the target"
+    if args.drain:
+        return f"{_plural(live, 'glide-in')} that run go on until they end by themselves; vmjob rm ends them at once"
+    return f"{_plural(live, 'glide-in')} go on; the option --drain removes those that wait, vmjob rm any"
+
+
+def _table(cycle: Cycle, this: Settings, past: list[Ended]) -> str:
+    demand, counts = cycle.demand, cycle.counts
+    assert demand and this.job.glidein
+    ended = [one for one in past if one.submission]
+    failed = [one for one in ended if one.kind]
+    text = tables.table(
+        ["POOL", "IDLE JOBS", "CPUS", "FREE CPUS", "TARGET", "WAITING", "STARTING", "IN POOL", "LEAVING", "ENDED",
+         "FAILED", "JOBS RUN"],
+        [[this.job.glidein.pool, *map(str, (demand.jobs, demand.cpus, sum(demand.free))), this.target.name,
+          *map(str, (counts.waiting, counts.starting, counts.working, counts.leaving, len(ended), len(failed),
+                     sum(one.jobs for one in ended)))]])
+    last: Optional[Ended] = failed[-1] if failed else None
+    tries = failed_tries(past, (), demand, cycle.time)
+    notes = [tell(tries)] if tries else []
+    if last:
+        notes.append(f"last failure: {_ended(last)}")
+    if demand.large:
+        notes.append(f"for {_plural(demand.large, 'idle job')} one glide-in is too small "
+                     f"({_plural(this.limits.cpus, 'CPU')})")
+    return "\n".join([text, *notes])
+
+
+def _plural(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

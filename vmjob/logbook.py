@@ -1,0 +1,138 @@
+"""What became of a factory's glide-ins: a line for each in ``glideins.jsonl``, beside the logs of those that failed.
+So a factory that was ended and starts again knows what went wrong of late."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Optional
+
+from vmjob import config, errors
+from vmjob.errors import GuestError, JobError, NameTaken, PoolError, VmjobError
+from vmjob.files import remove_tree
+
+FILE = "glideins.jsonl"
+STOPPED = "stopped"  # the outcome of a line that says: here the factory gave up on all that was submitted until then
+_LINES = 1000  # kept of the file when it has grown
+_LARGE = 2 * 2**20  # bytes
+_LOGS = 20  # folders of failed glide-ins that are kept
+_OWN = {"DidNothing": JobError, "Removed": PoolError, "ProgramFailed": GuestError}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One glide-in that has ended. ``submission``: the name it was submitted with; ``submitted``, ``ended`` (when that
+    was noticed): epoch seconds. ``kind``: of its failure, empty for one that worked: a class of vmjob.errors,
+    DidNothing, Removed or ProgramFailed. ``logs``: the folder with what came back, kept of failed ones."""
+
+    id: str
+    submission: str
+    target: str
+    submitted: float
+    ended: float
+    outcome: str
+    kind: str = ""
+    status: int = 0
+    message: str = ""
+    hint: str = ""
+    jobs: int = 0
+    busy_seconds: float = 0.0
+    node: str = ""
+    logs: str = ""
+
+    @property
+    def mendable(self) -> bool:
+        """The user or the image's maker must mend it: as long as they do not, each one ends like this."""
+        return bool(self.kind) and self.kind not in _OWN and 200 <= self.status < 220
+
+    def error(self, message: str, hint: str) -> VmjobError:
+        """An error of this one's kind and exit status."""
+        found: Any = _OWN.get(self.kind) or getattr(errors, self.kind, VmjobError)
+        kind: type[VmjobError] = found if isinstance(found, type) and issubclass(found, VmjobError) else VmjobError
+        return kind(message, hint)
+
+
+class Logbook:
+    """The folder ``NAME.glideins``; lines of other targets are passed over."""
+
+    def __init__(self, folder: Path, target: str) -> None:
+        self.folder, self.target = folder, target
+
+    def read(self) -> list[Ended]:
+        """The latest lines, oldest first."""
+        try:
+            lines = (self.folder / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        found = [_parsed(line) for line in lines[-_LINES:]]
+        return [one for one in found if one and one.target == self.target]
+
+    def add(self, one: Ended) -> None:
+        """One more line; of old ones so many are dropped that the file stays small."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / FILE
+        with path.open("a+b") as file:
+            if file.tell() and _last_byte(file.fileno()) != b"\n":  # we were killed in the middle of a line
+                file.write(b"\n")
+            file.write(json.dumps(asdict(one)).encode() + b"\n")
+        if path.stat().st_size > _LARGE:
+            kept = path.read_bytes().splitlines(keepends=True)[-_LINES // 2:]
+            fresh = path.with_suffix(".new")
+            fresh.write_bytes(b"".join(kept))
+            fresh.replace(path)
+
+    def folder_of(self, number: str) -> Path:
+        """Where what a glide-in left is brought to; empty."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        folder = self.folder / number
+        with suppress(FileNotFoundError):
+            remove_tree(folder)
+        return folder
+
+    def tidy(self, good: Sequence[Path]) -> None:
+        """Remove the folders of those that worked, and of failed ones all but the latest."""
+        for folder in good:
+            with suppress(FileNotFoundError):
+                remove_tree(folder)
+        with suppress(FileNotFoundError):
+            failed = [path for path in self.folder.iterdir() if re.fullmatch(r"[0-9]+\.[0-9]+", path.name)]
+            for path in sorted(failed, key=lambda path: path.stat().st_mtime)[:-_LOGS]:
+                remove_tree(path)
+
+
+@contextmanager
+def alone(name: str, target: str, place: str) -> Iterator[None]:
+    """One factory of a name for the queue at ``place`` on this machine; on two machines nothing keeps them apart.
+    Raises NameTaken."""
+    folder = config.cache_dir() / "factory"
+    folder.mkdir(exist_ok=True)
+    with (folder / f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:12]}").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as taken:
+            raise NameTaken(f"a factory named '{name}' runs on this machine already, for {target}",
+                            "end that one (its glide-ins go on), or give this one another name: name: in the job "
+                            "file") from taken
+        yield
+
+
+def _last_byte(file: int) -> bytes:
+    return os.pread(file, 1, os.fstat(file).st_size - 1)
+
+
+def _parsed(line: str) -> Optional[Ended]:
+    """None for what was cut, or comes from another version."""
+    try:
+        body: dict[str, Any] = json.loads(line)
+        one = Ended(**{field.name: body[field.name] for field in fields(Ended) if field.name in body})
+        float(one.submitted), float(one.ended), int(one.status)
+        return one
+    except (ValueError, TypeError, AttributeError):
+        return None
