@@ -69,6 +69,8 @@ C_GAHP_CONTACT_SCHEDD_DELAY = 1
 
 # beside its own daemons, worker nodes from elsewhere
 OPEN = "ALLOW_{right} = condor@{domain}, {user}@{domain}\n"
+# glide-ins tell of themselves once a minute
+PATIENT = "CLASSAD_LIFETIME = 180\n"
 
 NODE = """\
 RUNBENCHMARKS = False
@@ -110,7 +112,7 @@ def of_host(host: Host) -> str:
     if host.holds_key:
         text += MANAGER.format(host=host)
     if host.name == "vo":
-        text += "".join(OPEN.format(right=right, domain=host.domain, user=GLIDEIN) for right in GLIDEIN_MAY)
+        text += PATIENT + "".join(OPEN.format(right=right, domain=host.domain, user=GLIDEIN) for right in GLIDEIN_MAY)
     if "STARTD" in host.daemons:
         text += NODE.format(cache=NODE_CACHE)
     return text

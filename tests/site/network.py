@@ -65,6 +65,13 @@ def cut(host: Host) -> None:
 
 def heal(host: Host) -> None:
     ip("link", "set", host.namespace, "up")
+    ip("-n", host.namespace, "neighbour", "flush", "nud", "permanent", check=False)
+
+
+def wall(host: Host, other: Host) -> None:
+    """Nothing that ``host`` sends reaches ``other``, and nobody says so, as with a firewall that drops packets."""
+    ip("-n", host.namespace, "neighbour", "replace", other.address, "lladdr", "02:00:00:00:00:01", "dev", "eth0", "nud",
+       "permanent")
 
 
 def processes(host: Host) -> list[int]:

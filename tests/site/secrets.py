@@ -40,7 +40,7 @@ def places(site: Site, token: str, *more: Path) -> set[str]:
     found = {str(path) for folder in more for path in _files(folder) if _has(path, telling)}
     for host in HOSTS.values():
         init = hosts.init(host)
-        memory = [Path(f"/proc/{init}/root/tmp")] if init is not None else []
+        memory = [Path(f"/proc/{init}/root") / "tmp"] if init is not None else []
         for folder in (host.folder, *memory):
             found |= {f"{host.name}:/{path.relative_to(folder)}" for path in _files(folder) if _has(path, telling)}
         for process in site.processes(host.name):

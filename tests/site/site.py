@@ -139,7 +139,12 @@ class Site:
     def cut(self, host: str) -> None:
         network.cut(HOSTS[host])
 
+    def wall(self, host: str, other: str) -> None:
+        """Nothing that ``host`` sends reaches ``other`` any more, and nobody says so."""
+        network.wall(HOSTS[host], HOSTS[other])
+
     def heal(self, host: str) -> None:
+        """After cut and wall."""
         network.heal(HOSTS[host])
 
     def restart(self, host: str, daemon: str) -> None:

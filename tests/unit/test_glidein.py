@@ -191,18 +191,22 @@ def test_an_attribute_cannot_leave_its_line(value: str) -> None:
 
 AD = """\
 ClusterId = {n}
-CompletionDate = {done}
+CompletionDate = 1795179689
 CpusProvisioned = {cpus}
 JobDuration = 2.5
-*** Offset = 0 ClusterId = {n} ProcId = 0 Owner = "ada" CompletionDate = {done}
+{more}
+*** Offset = 0 ClusterId = {n} ProcId = 0 Owner = "ada" CompletionDate = 1795179689
 """
+ENDED = 'ToE = [ How = "OF_ITS_OWN_ACCORD"; Who = "itself"; When = 1795179688; HowCode = 0; ExitCode = 0 ]'
+VACATED = 'ToE = [ How = "DEACTIVATE_CLAIM"; Who = "SHADOW"; When = 1795179688; HowCode = 1 ]'
+CUT = "STARTER_DISCONNECTED_FROM_SUBMIT_NODE = true\n"
 
 
-def test_what_a_glidein_has_done(tmp_path: Path) -> None:
-    (tmp_path / "startd_history").write_text(AD.format(n=1, done=1795179689, cpus=1)
-                                             + AD.format(n=2, done=0, cpus=2))
+@pytest.mark.parametrize("more, ended", [(ENDED, 1), (VACATED, 0), ("", 0), (CUT + ENDED, 0)])
+def test_what_a_glidein_has_done(tmp_path: Path, more: str, ended: int) -> None:
+    (tmp_path / "startd_history").write_text(AD.format(n=1, more=ENDED, cpus=1) + AD.format(n=2, more=more, cpus=2))
     (tmp_path / "times").write_text("1000 1300\n")
-    assert guest.worked("g", tmp_path) == Worked("g", 1, 1, 7.5, 300)
+    assert guest.worked("g", tmp_path) == Worked("g", 1 + ended, 1 - ended, 7.5, 300)
 
 
 @pytest.mark.parametrize("history, when", [
@@ -216,7 +220,7 @@ def test_logs_of_a_hostile_guest(tmp_path: Path, history: str, when: str) -> Non
 
 
 def test_a_link_among_the_logs_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "real").write_text(AD.format(n=1, done=5, cpus=1))
+    (tmp_path / "real").write_text(AD.format(n=1, more=ENDED, cpus=1))
     (tmp_path / "startd_history").symlink_to(tmp_path / "real")
     assert guest.worked("g", tmp_path).jobs == 0
 

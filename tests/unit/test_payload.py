@@ -72,7 +72,8 @@ def test_a_second_implementation_accepts_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("key", "value", "word"), [
     ("schema", 2, "schema"), ("job__cpus", 3, "cpus"), ("job__resources", {"memory": "2G"}, "job.resources.memory"),
-    ("job__accel", "hvf", "job.accel"), ("job__command", [], "command, script and glidein"), ("job__boot", "floppy", "job.boot"),
+    ("job__accel", "hvf", "job.accel"), ("job__command", [], "command, script and glidein"),
+    ("job__boot", "floppy", "job.boot"),
     ("places__disk", "/etc/passwd", "places.disk"), ("places__disk", "image/../../x", "places.disk"),
     ("input__name", "../x", "input.name"), ("input__size", 1, "3000 bytes"),
     ("image__digest", "sha256:" + "0" * 64, "digest"), ("image__boot", [], "image"), ("image__name", "other\n", "name"),

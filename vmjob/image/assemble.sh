@@ -6,7 +6,8 @@ set -eu
 umask 022
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 PYTHONHASHSEED=0 DEBIAN_FRONTEND=noninteractive HOME=/root
 
-inside() { chroot "$ROOT" "$@"; }
+# what is above is about this machine, and no name of a folder that is another in the next build
+inside() { env -u ROOT -u OVERLAY -u USERS -u COMMANDS -u STAMP -u RESULT -u TMPDIR chroot "$ROOT" "$@"; }
 
 tar -C "$OVERLAY" --owner=0 --group=0 -cf - . | tar -C "$ROOT" --keep-directory-symlink --no-overwrite-dir -xpf -
 

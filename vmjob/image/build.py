@@ -30,6 +30,9 @@ BASE = ("systemd", "systemd-sysv", "udev", "kmod", "iproute2", "udhcpc", "busybo
 _EXCLUDED = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/lintian/*")
 _INCLUDED = ("/usr/share/doc/*/copyright", "/usr/share/locale/locale.alias")
 _STEPS = 7
+# All of this machine's environment that the tree's programs may see. Anything else is about this machine, and would
+# decide what the image holds, or that it cannot be built (CONDOR_CONFIG, PYTHONPATH, LD_PRELOAD, …).
+_KEPT = re.compile(r"PATH|HOME|TMPDIR|(HTTPS?|FTP|ALL|NO)_PROXY", re.IGNORECASE)
 
 
 def build(recipe: Path, out: Path, reporter: Reporter) -> Manifest:
@@ -105,14 +108,19 @@ def _bootstrap(plan: Recipe, tar: Path, namespace: Sequence[str]) -> None:
     # as root it mounts things in its tree: in a namespace they are nobody else's, and go away with it
     around, mode = (namespace, "root") if os.getuid() == 0 else ((), "unshare")
     process.run([*around, *mmdebstrap_argv(plan, tar, mode, hook)],
-                env={**os.environ, "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"})
+                env={**_environment(), "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"})
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name)}
 
 
 def _assemble(plan: Recipe, work: Path, namespace: Sequence[str]) -> int:
     """Lay our files over the tree, run the recipe's commands, make it equal; the time all builds agree on."""
     (work / "commands").write_text("".join(f"{command}\n" for command in plan.commands))
-    env = {**os.environ, "ROOT": str(work / "root"), "OVERLAY": str(work / "overlay"), "USERS": " ".join(plan.users),
-           "COMMANDS": str(work / "commands"), "STAMP": str(work / "stamp"), "RESULT": str(work / "epoch")}
+    env = {**_environment(), "ROOT": str(work / "root"), "OVERLAY": str(work / "overlay"),
+           "USERS": " ".join(plan.users), "COMMANDS": str(work / "commands"), "STAMP": str(work / "stamp"),
+           "RESULT": str(work / "epoch")}
     script = micro.package_file("image/assemble.sh").decode()
     try:
         process.run([*namespace, "sh", "-c", script, "assemble"], env=env)

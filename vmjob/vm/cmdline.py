@@ -62,9 +62,11 @@ def _machine(spec: VmSpec) -> list[str]:
         argv += _blockdev(_raw_file("fw-code", spec.firmware_code, read_only=True))
         if spec.firmware_vars:
             argv += _blockdev(_raw_file("fw-vars", spec.firmware_vars, read_only=False))
+    # microvm's firmware lays an initramfs to the end of 2 GiB, and of exactly that much memory ACPI's tables over it
+    memory = spec.memory // MIB - (spec.machine == "microvm" and spec.memory // MIB == 2048)
     accel = f"tcg,thread=multi,tb-size={TCG_BUFFER // MIB}" if spec.accel == "tcg" else spec.accel
     return ["-machine", machine, "-accel", accel, "-cpu", spec.cpu_model or "max", "-smp", str(spec.cpus),
-            "-m", f"{spec.memory // MIB}M", *argv]
+            "-m", f"{memory}M", *argv]
 
 
 def _raw_file(node: str, path: str, *, read_only: bool, **more: Any) -> dict[str, Any]:
