@@ -1,5 +1,6 @@
 # make demo   a real PYTHIA run inside a virtual machine, results in demo-out/
-# make demo-pool  ten of them through a compute element to two worker nodes, in demo-pool-out/
+# make demo-pool  ten of them through a compute element to two worker nodes, in demo-pool-out/; then ten in the VO's
+#                 own queue, pulled by glide-ins that went in through the same compute element
 # make test   everything; make unit: the fast part
 # make bench  how fast, side by side with the peers; build/bench.json
 # make site-up    HTCondor pools to play with, in network namespaces of their own; make site-down ends them,
@@ -42,5 +43,6 @@ site-shell:
 	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python -m tests.site shell || true
 
 clean:
+	@if [ -d build/site-glidein ]; then VMJOB_SITE=glidein .venv/bin/python -m tests.site clean; fi
 	@if [ -d build/site ]; then .venv/bin/python -m tests.site clean; fi
 	rm -rf .venv build demo-out demo-pool-out

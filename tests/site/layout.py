@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SITE = REPOSITORY / "build" / "site"
+ROOTS = REPOSITORY / "build" / "site"  # where the root file system is kept
+# A checkout can have a second site, with a name, beside its own: VMJOB_SITE=glidein
+SITE = ROOTS.with_name("-".join(filter(None, (ROOTS.name, os.environ.get("VMJOB_SITE")))))
 
 # Sites of two checkouts run side by side: names and addresses come from the folder, unless the environment has them.
-_FOLDER = int(hashlib.sha256(os.fsencode(REPOSITORY)).hexdigest()[:4], 16)
+_FOLDER = int(hashlib.sha256(os.fsencode(REPOSITORY if SITE == ROOTS else SITE)).hexdigest()[:4], 16)
 PREFIX = os.environ.get("VMJOB_SITE_PREFIX") or f"vmjob-{_FOLDER:04x}"  # of links, which have 15 characters at most
 NET = os.environ.get("VMJOB_SITE_NET") or f"10.{192 + _FOLDER // 256 % 64}.{_FOLDER % 256}"  # a /24 of our own
 GATEWAY = f"{NET}.1"  # the machine itself

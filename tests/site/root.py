@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from tests.site.layout import NODE_CACHE, SITE
+from tests.site.layout import NODE_CACHE, ROOTS, SITE
 
 # root in a namespace of its own, with subordinate users: what an ordinary user has
 AS_ROOT = ["unshare", "--user", "--map-auto", "--map-root-user", "--mount"]
@@ -37,14 +37,15 @@ def recipe() -> list[str]:
 
 
 def path() -> Path:
-    return SITE / f"root-{hashlib.sha256(repr(recipe()).encode()).hexdigest()[:12]}"
+    return ROOTS / f"root-{hashlib.sha256(repr(recipe()).encode()).hexdigest()[:12]}"
 
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Holds build/site/NAME.lock; the kernel lets go of it if we die."""
-    SITE.mkdir(parents=True, exist_ok=True)
-    with (SITE / f"{name}.lock").open("w") as file:
+    """Holds NAME.lock in the site's folder (that of the root is for all sites); the kernel lets go of it if we die."""
+    folder = ROOTS if name == "root" else SITE
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as file:
         os.set_inheritable(file.fileno(), False)
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -58,12 +59,12 @@ def ensure() -> Path:
     with locked("root"):
         if wanted.is_dir():
             return wanted
-        remove(*SITE.glob("root-*"))  # of another recipe, or unfinished
-        unfinished = SITE / f"{wanted.name}.new"
-        with (SITE / "root.log").open("w") as log:
+        remove(*ROOTS.glob("root-*"))  # of another recipe, or unfinished
+        unfinished = ROOTS / f"{wanted.name}.new"
+        with (ROOTS / "root.log").open("w") as log:
             status = _make(unfinished, log)
         if status:
-            raise RuntimeError(f"mmdebstrap failed ({status}):\n{(SITE / 'root.log').read_text()[-3000:]}")
+            raise RuntimeError(f"mmdebstrap failed ({status}):\n{(ROOTS / 'root.log').read_text()[-3000:]}")
         unfinished.rename(wanted)
     return wanted
 

@@ -30,7 +30,7 @@ from tests.site.test_submit import Vmjob
 from tests.site.tokens import GLIDEIN_TOKEN
 from tests.site.vo import Queue
 
-pytestmark = [pytest.mark.site, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.site, pytest.mark.glidein, pytest.mark.timeout(240)]
 
 TARGETS = """
 targets:

@@ -17,7 +17,7 @@ from tests.site.test_submit import Vmjob, result
 from tests.site.tokens import GLIDEIN_TOKEN
 from tests.site.vo import Queue
 
-pytestmark = [pytest.mark.site, pytest.mark.image, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.site, pytest.mark.glidein, pytest.mark.image, pytest.mark.timeout(400)]
 
 JOB = """\
 name: {name}

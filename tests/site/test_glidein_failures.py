@@ -27,7 +27,7 @@ from tests.site.test_submit import Vmjob
 from tests.site.tokens import GLIDEIN_TOKEN
 from tests.site.vo import Queue
 
-pytestmark = [pytest.mark.site, pytest.mark.image, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.site, pytest.mark.glidein, pytest.mark.image, pytest.mark.timeout(400)]
 
 PROGRAMS = {f"condor_{name}" for name in ("master", "startd", "starter", "version", "ping", "mips", "kflops")}
 SMALL = "{cpus: 1, memory: 768MiB, disk: 1GiB, walltime: 15m}"

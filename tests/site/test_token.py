@@ -21,7 +21,7 @@ from tests.site.pool import Pool
 from tests.site.site import Site
 from tests.site.test_submit import Vmjob
 
-pytestmark = [pytest.mark.site, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.site, pytest.mark.glidein, pytest.mark.timeout(240)]
 
 JOB = """
 image: micro
