@@ -70,15 +70,17 @@ def longest_job(glidein: Glidein, time: int) -> int:
 
 def check_walltime(glidein: Glidein, walltime: Optional[int], where: str) -> None:
     """Before anything is submitted: is there time for at least one job? Raises WalltimeTooShort."""
-    if walltime is None:
-        return
-    longest = longest_job(glidein, walltime)
-    least = BOOT + DRAIN + longest
-    if walltime < least or longest <= 0:
+    longest = glidein.longest_job or 0
+    if glidein.lifetime is not None and longest > glidein.lifetime:
+        raise WalltimeTooShort(f"{where}: glidein.lifetime is {format_duration(glidein.lifetime)}, and the longest job "
+                               f"{format_duration(longest)}", "raise lifetime, or lower glidein.longest_job")
+    if walltime is not None and walltime - BOOT - DRAIN < max(longest, 1):
+        job = f"a job {format_duration(longest)}" if longest else "a job its own time"
         raise WalltimeTooShort(
             f"{where}: a walltime of {format_duration(walltime)} is too short for a glide-in: the start takes up to "
-            f"{format_duration(BOOT)}, the end {format_duration(DRAIN)}, and a job {format_duration(longest)}",
-            f"ask for {format_duration(least + longest)} or more (resources.walltime), or lower glidein.longest_job")
+            f"{format_duration(BOOT)}, the end {format_duration(DRAIN)}, and {job}",
+            f"ask for {format_duration(2 * (BOOT + DRAIN + longest))} or more (resources.walltime)"
+            + (", or lower glidein.longest_job" if longest else ""))
 
 
 def times(glidein: Glidein, left: Optional[float]) -> Times:
@@ -93,3 +95,8 @@ def times(glidein: Glidein, left: Optional[float]) -> Times:
                                "job of the pool would have enough time",
                                "ask the batch system for more walltime, or lower glidein.longest_job")
     return Times(retire, die)
+
+
+def reserved_memory(cpus: int) -> int:
+    """MiB of a guest's memory that are not for jobs: kernel, daemons, and a starter for each job."""
+    return 96 + 24 * cpus

@@ -57,8 +57,9 @@ def as_glidein(job: Job, glidein: Glidein, where: str) -> Job:
     if job.network is not Network.NAT:
         raise JobError(f"{where}: network: {job.network.value}: a glide-in has to reach its pool", "network: nat")
     if job.user not in ("", "root") or job.outputs:
-        raise JobError(f"{where}: {'user' if job.user else 'outputs'}: not for a glide-in: its jobs run as users made "
-                       f"for them, and it returns HTCondor's logs", "leave the key out")
+        key = "outputs" if job.outputs else "user"
+        raise JobError(f"{where}: {key}: not for a glide-in: its jobs run as users made for them, and it returns "
+                       "HTCondor's logs", "leave the key out")
     walltime, inputs = job.resources.walltime, job.inputs
     if walltime is None and glidein.lifetime is not None:
         walltime = glidein.lifetime + BOOT + DRAIN
@@ -75,9 +76,9 @@ def _glidein(document: dict[str, Any], where: str) -> Glidein:
         return parse_duration(document[key], f"{where}: glidein.{key}") if key in document else None
 
     for key, value in [("start", document.get("start", "")), *document.get("attributes", {}).items()]:
-        if isinstance(value, str) and re.search(r"[\x00-\x1f]", value):
-            raise JobError(f"{where}: glidein: {key}: holds a line break or another control character",
-                           "one line a value")
+        if isinstance(value, str) and (re.search(r"[\x00-\x1f\\]", value) or len(value) > 500):
+            raise JobError(f"{where}: glidein: {key}: holds a line break, another control character or a backslash, "
+                           "or more than 500 characters", "one line of plain text a value")
     return Glidein(
         pool=document["pool"], token=document["token"], site=document.get("site", ""),
         resource=document.get("resource", ""), idle=duration("idle") or 600, lifetime=duration("lifetime"),

@@ -72,7 +72,7 @@ class Run:
             outcome, status = "program-failed", program
         elif failure:
             outcome, status = "failed", failure.status
-        elif program is None:
+        elif program != 0:
             raise AssertionError("neither a result nor a failure: a missing result is a failure")
         else:
             outcome, status = "ok", 0

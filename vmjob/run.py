@@ -110,10 +110,8 @@ def _learn(this: Run, stopped: bool) -> None:
     """What a glide-in has done, from the logs that it returned. Raises the failure that it names."""
     from vmjob.guest.glidein import failure, worked
 
-    if this.results is None:
-        return
-    folder = this.results / FOLDER
-    this.glidein = worked(this.worker, folder)
+    folder = this.results and this.results / FOLDER
+    this.glidein = worked(this.worker, folder) if folder else None
     status = this.channel.exit_status if this.channel else None
     if status and not stopped:
         raise failure(status, folder)

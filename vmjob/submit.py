@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmjob import compose, config
+from vmjob.errors import JobError
 from vmjob.model import Job, Payload
 from vmjob.progress import Reporter
 
@@ -31,11 +32,29 @@ def resolve(job: Job, base: Path, store: Store, folder: Path, reporter: Reporter
 
 
 def token_of(job: Job, base: Path) -> str:
-    """The token of a glide-in, empty for other jobs; the file is relative to ``base``. Raises JobError, TokenRefused,
-    ClockWrong."""
+    """The token of a glide-in, empty for other jobs; the file is relative to ``base``. What else can be wrong with a
+    glide-in, and needs more than its file to be seen, is looked for too. Raises JobError, TokenRefused, ClockWrong."""
+    from vmjob.guest.glidein import check_attributes
     from vmjob.tokens import read_token
 
-    return read_token(base / Path(job.glidein.token).expanduser()) if job.glidein else ""
+    if not job.glidein:
+        return ""
+    check_attributes(job.glidein)
+    _check_expression(job.glidein.start)
+    return read_token(base / Path(job.glidein.token).expanduser())
+
+
+def _check_expression(text: str) -> None:
+    """Raises JobError where HTCondor's bindings are here and cannot read it."""
+    try:
+        import classad2
+    except ImportError:
+        return
+    try:
+        classad2.ExprTree(text or "True")
+    except classad2.ClassAdException as wrong:
+        raise JobError(f"glidein.start: {text!r} is no ClassAd expression",
+                       "such as TARGET.RequestMemory < 2000") from wrong
 
 
 def home_of(payload: Payload) -> Store:

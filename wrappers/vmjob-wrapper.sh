@@ -30,7 +30,7 @@ case ${1-} in attach) look=1 ;; esac
 give_up() {
     echo "vmjob-wrapper: $1; $2" >&2
     [ -z "$look" ] || exit "$3" # the result is the job's, who runs beside
-    rm -f "$here/token" || : # a secret is not left lying about
+    rm -f "$here/token" "$here"/token-* || : # a secret is not left lying about
     for folder in . "${_CONDOR_SCRATCH_DIR:-.}"; do
         if [ -w "$folder" ]; then
             cat >"$folder/result.json" <<EOF

@@ -67,6 +67,9 @@ def test_a_lifetime_is_a_walltime_with_room_for_start_and_end() -> None:
     ({"pool": "x.org/y"}, {}, "pool"),
     ({"start": "a\nSTART = True"}, {}, "start"),
     ({"attributes": {"A": "x\ny"}}, {}, "A: holds a line break"),
+    ({"attributes": {"A": "x\\y"}}, {}, "A: holds a line break"),
+    ({"lifetime": "10m", "longest_job": "20m"}, {"resources": {"walltime": "8h"}}, "glidein.lifetime is 10m00s"),
+    ({"pool": "[::1]:9618"}, {}, "pool"),
     ({"attributes": {"A B": 1}}, {}, "glidein.attributes"),
     ({"idle": "soon"}, {}, "glidein.idle"),
     ({"tokens": "x"}, {}, "unknown key 'tokens'"),
@@ -162,13 +165,13 @@ def test_a_glidein_travels_in_the_payload(tmp_path: Path) -> None:
 
 
 def config(**more: Any) -> dict[str, str]:
-    text = guest.configuration(replace(Glidein("vo:9618"), **more), SLOT, "vmjob-1", Times(100, 200), 1000)
+    text = guest.configuration(replace(Glidein("vo:9618"), **more), 2, SLOT, "vmjob-1", Times(100, 200), 1000)
     return dict(line.split(" = ", 1) for line in text.split("\n\n")[0].splitlines())
 
 
 def test_configuration() -> None:
     found = config(site="CE", attributes=(("HasX", True), ("N", 3)), start="TARGET.A =?= 1", idle=60)
-    assert found["COLLECTOR_HOST"] == "vo:9618" and found["GLIDEIN_Site"] == '"CE"' == found["GLIDEIN_ResourceName"]
+    assert found["RESERVED_MEMORY"] == "144" and found["GLIDEIN_Site"] == '"CE"' == found["GLIDEIN_ResourceName"]
     assert (found["GLIDEIN_ToRetire"], found["GLIDEIN_ToDie"], found["VMJOB_IDLE"]) == ("1100", "1200", "60")
     assert (found["HasX"], found["N"], found["VMJOB_START"]) == ("true", "3", "(TARGET.A =?= 1)")
     assert {"HasX", "N", "GLIDEIN_Site", "GLIDEIN_ToDie"} <= set(found["STARTD_ATTRS"].split())
@@ -180,6 +183,20 @@ def test_the_site_is_the_targets_where_none_is_named(name: str, site: str) -> No
     target = Target(name, "condor-ce")
     found, named = at_target(job(), target).glidein, at_target(job({"site": "S"}), target).glidein
     assert found and found.site == site and named and named.site == "S"
+
+
+@pytest.mark.parametrize("name", ["GLIDEIN_ToDie", "glidein_toretire", "START", "Vmjob_Start", "STARTD_ATTRS", "if",
+                                  "Memory", "SEC_TOKEN_DIRECTORY", "ALLOW_READ", "MachineMaxVacateTime", "VmjobGuest"])
+def test_an_attribute_cannot_be_a_setting(name: str) -> None:
+    with pytest.raises(JobError, match=f"{name} is a setting"):
+        guest.check_attributes(Glidein("p", attributes=((name, 1),)))
+    guest.check_attributes(Glidein("p", attributes=(("HasPythia", 1), ("GLIDEIN_Country", "x"))))
+
+
+def test_a_start_expression_is_read_before_anything_is_sent(tmp_path: Path) -> None:
+    pytest.importorskip("classad2")
+    with pytest.raises(JobError, match=r"glidein\.start"):
+        token_of(job({"start": "TARGET.A =="}), tmp_path)
 
 
 @pytest.mark.parametrize("value", ["a\\", 'x" y', "$(X)", "a\nSTART = False"])
@@ -211,7 +228,7 @@ def test_what_a_glidein_has_done(tmp_path: Path, more: str, ended: int) -> None:
 
 @pytest.mark.parametrize("history, when", [
     ("", ""), ("***\n" * 3, "x y"), ("JobDuration = 1e999\n***\n", "5 1"), ("CompletionDate = -1\n", "1"),
-    ("JobDuration = -9\n***\n\x00\xff", "1 2 3")])
+    ("JobDuration = -9\n***\n\x00\xff", "1 2 3"), ("", "² ²"), ("", "1 " + "9" * 400)])
 def test_logs_of_a_hostile_guest(tmp_path: Path, history: str, when: str) -> None:
     (tmp_path / "startd_history").write_text(history)
     (tmp_path / "times").write_text(when)

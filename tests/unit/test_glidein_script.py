@@ -24,13 +24,14 @@ PING = 'echo "Session ID:   vo:6:{time}:18"'
 SAY_PING = 'cat <<"E"\n{text}\nE\nexit 1'
 # as the real one's logs, which the script reads
 LOG = "/run/vmjob/glidein/log"
+WORK = "/var/lib/vmjob/work"
 MASTER = f"""\
 echo '11/20/26 13:24:39 slot1_1: Remote owner is ada@vo.test' >>{LOG}/StartLog
 echo '11/20/26 13:24:39 slot1_1: Remote job ID is 7.0' >>{LOG}/StartLog
 {{ for word in "ClusterId = 7" "ExitCode = 3" "JobDuration = 2.75" "ProcId = 0" \
   'ToE = [ How = "OF_ITS_OWN_ACCORD"; HowCode = 0; ExitCode = 3 ]' '*** Offset = 0' \
   "ClusterId = 8" "ExitSignal = 15" "JobDuration = 9.1" "ProcId = 1" '*** Offset = 1'; do echo "$word"; done
-}} >>/var/lib/vmjob/work/glidein/startd_history
+}} >>{WORK}/glidein/startd_history
 sleep 1.5
 echo 'No resources have been claimed for 30 seconds' >>{LOG}/StartLog"""
 CRASHING = f"""\
@@ -155,7 +156,7 @@ def test_a_guest_whose_clock_cannot_be_set(guest: Guest) -> None:
 def test_a_pool_by_name(guest: Guest) -> None:
     with (guest.folder / "etc/hosts").open("a") as hosts:
         hosts.write("10.0.0.7 vo.example.test\n")
-    guest.tool("condor_master", "cp /run/vmjob/glidein/condor_config /var/lib/vmjob/work/; " + MASTER)
+    guest.tool("condor_master", f"cp /run/vmjob/glidein/condor_config {WORK}/; " + MASTER)
     status, said = guest.run(POOL="vo.example.test:9618")
     assert status == 0 and "joined the pool vo.example.test:9618" in said
     config = (guest.folder / "work/condor_config").read_text()
@@ -184,7 +185,7 @@ def test_a_tarball(guest: Guest, name: str, content: Optional[str], why: str) ->
 
 @pytest.mark.parametrize("during", ["condor_ping", "condor_master"])
 def test_told_to_end(guest: Guest, during: str) -> None:
-    guest.tool(during, "trap 'exit 0' TERM; touch /var/lib/vmjob/work/there; sleep 60 & wait")
+    guest.tool(during, f"trap 'exit 0' TERM; touch {WORK}/there; sleep 60 & wait")
     process = guest.start(REACH="30")
     while not (guest.folder / "work/there").exists():
         time.sleep(0.02)

@@ -14,8 +14,17 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.chirp import literal
-from vmjob.errors import ClockWrong, CondorFailed, CondorMissing, CondorTooOld, PoolOutOfReach, TokenRefused, VmjobError
-from vmjob.glideins import SYSTEM_DISK, Glidein, Literal, Times, Worked, times
+from vmjob.errors import (
+    ClockWrong,
+    CondorFailed,
+    CondorMissing,
+    CondorTooOld,
+    JobError,
+    PoolOutOfReach,
+    TokenRefused,
+    VmjobError,
+)
+from vmjob.glideins import FOLDER, SYSTEM_DISK, Glidein, Literal, Times, Worked, reserved_memory, times
 from vmjob.guest.channel import clean
 from vmjob.model import Granted, Job, Slot
 from vmjob.tokens import claims_of
@@ -27,6 +36,9 @@ _FOREVER = 10 * 365 * 24 * 3600  # seconds
 _MOST = 512 * 2**20  # bytes that are read of a guest's log
 _LINE = 2**16  # bytes
 _CUT = "STARTER_DISCONNECTED_FROM_SUBMIT_NODE"
+# settings that would change the machine, and words of the language
+_LANGUAGE = {"if", "else", "elif", "endif", "use", "include", "error", "warning", "memory", "disk", "num_cpus",
+             "slot1_user", "polling_interval", "release_dir", "local_config_file"}
 _KEPT = ("CpusProvisioned", "JobDuration", "ToE", _CUT)
 
 # Exit statuses of glidein.sh, and what to do.
@@ -54,11 +66,11 @@ def program(job: Job, token: str, granted: Granted, slot: Slot, name: str, left:
                  "RETIRE": str(now + when.retire if when.retire is not None else 0),
                  "EXPIRES": str(int(claims.expires)) if claims and claims.expires else ""}
     environment = {**dict(job.environment), **{f"VMJOB_GLIDEIN_{key}": value for key, value in variables.items()}}
-    files = {"condor_config": configuration(job.glidein, slot, name, when, now), "token": token + "\n"}
+    files = {"condor_config": configuration(job.glidein, granted.cpus, slot, name, when, now), "token": token + "\n"}
     return replace(job, script=_text("glidein.sh"), environment=tuple(sorted(environment.items()))), files
 
 
-def configuration(glidein: Glidein, slot: Slot, name: str, when: Times, now: int) -> str:
+def configuration(glidein: Glidein, cpus: int, slot: Slot, name: str, when: Times, now: int) -> str:
     """HTCondor's configuration in the guest: what differs from one glide-in to the next, and then glidein.config."""
     site = glidein.site or socket.gethostname()
     attributes: dict[str, Literal] = {
@@ -68,11 +80,21 @@ def configuration(glidein: Glidein, slot: Slot, name: str, when: Times, now: int
     attributes.update(GLIDEIN_ToRetire=now + (_FOREVER if when.retire is None else when.retire),
                       GLIDEIN_ToDie=now + (_FOREVER if when.die is None else when.die))
     attributes.update(glidein.attributes)
-    lines = {"COLLECTOR_HOST": glidein.pool, "VMJOB_NAME": name, "VMJOB_IDLE": str(glidein.idle),
+    lines = {"VMJOB_NAME": name, "RESERVED_MEMORY": str(reserved_memory(cpus)), "VMJOB_IDLE": str(glidein.idle),
              "VMJOB_START": f"({glidein.start or 'True'})",
              **{key: literal(value).replace("$", "$(DOLLAR)") for key, value in attributes.items()},
              "STARTD_ATTRS": "$(STARTD_ATTRS) " + " ".join(attributes)}
     return "".join(f"{key} = {value}\n" for key, value in lines.items()) + "\n" + _text("glidein.config")
+
+
+def check_attributes(glidein: Glidein) -> None:
+    """In HTCondor's configuration attributes are settings like others: those that this configuration needs for itself
+    are refused. Raises JobError."""
+    text = configuration(replace(glidein, attributes=()), 1, Slot("", Path(), 1, 0, 0), "", Times(), 0)
+    ours = {line.partition("=")[0].strip().lower() for line in text.splitlines() if "=" in line and line[0] != "#"}
+    for name, _ in glidein.attributes:
+        if name.lower() in ours | _LANGUAGE or name.lower().startswith("vmjob_"):
+            raise JobError(f"glidein.attributes: {name} is a setting of HTCondor's in the guest", "choose another name")
 
 
 def _with_port(pool: str) -> str:
@@ -88,10 +110,10 @@ def _text(name: str) -> str:
 # ---------------------------------------------------------------- what came of it
 
 
-def failure(status: int, folder: Path) -> VmjobError:
-    """The failure that glidein.sh ended with; ``folder`` holds what it returned."""
-    kind, hint = _FAILURES.get(status, (CondorFailed, f"see the logs in {folder}, MasterLog first"))
-    text = clean(next(_lines(folder / WHY), "").strip().encode()[:500])
+def failure(status: int, folder: Optional[Path]) -> VmjobError:
+    """The failure that glidein.sh ended with; ``folder`` holds what it returned, if that was kept."""
+    kind, hint = _FAILURES.get(status, (CondorFailed, f"see the logs in {folder or FOLDER}, MasterLog first"))
+    text = clean(next(_lines(folder / WHY), "").strip().encode()[:500]) if folder else ""
     return kind(f"the glide-in: {text or f'it ended with status {status}'}", hint)
 
 
@@ -107,8 +129,8 @@ def worked(name: str, folder: Path) -> Worked:
             jobs += 1
         else:
             evicted += 1
-    began, _, ended = next(_lines(folder / "times"), "").strip().partition(" ")
-    seconds = float(ended) - float(began) if began.isdigit() and ended.isdigit() else 0.0
+    told = re.fullmatch(r"([0-9]{1,11}) ([0-9]{1,11})\s*", next(_lines(folder / "times"), ""), re.ASCII)
+    seconds = float(told[2]) - float(told[1]) if told else 0.0
     return Worked(name, jobs, evicted, round(busy, 3), max(0.0, seconds))
 
 

@@ -34,7 +34,7 @@ expires=${VMJOB_GLIDEIN_EXPIRES:-99999999999}
 oldest=9.0  # tokens, AES and what else the configuration takes for granted
 skew=300    # seconds that our clock may differ from the pool's
 crashes=3   # of the startd, without a job's end in between: then it is of no use to go on
-master='' ending='' answer='' died=0 owner=''
+master='' ending='' answer='' died=0 refused=0 owner=''
 
 say() { printf 'glidein: %s\n' "$*"; }
 
@@ -62,7 +62,7 @@ finish() {
 
 prepare() {
 	mkdir -p "$out" "$run/log" "$run/lock" "$run/spool" $state/execute
-	chmod 700 "$run" "$out" # the daemons' own, and nothing for jobs to read
+	chmod 700 "$run" "$out" "$job" "$work" # the daemons' own, and nothing for jobs to read
 	(umask 077 && mkdir -p "$run/private" && cat "$job/token" >"$run/private/token")
 	rm -f "$job/token"
 	# the VO's jobs tell their users by it where they ran
@@ -233,7 +233,9 @@ join_pool() {
 		*"Authentication was a Success"*) give_up 15 "the token does not allow ADVERTISE_STARTD, or the pool does not allow it to its identity" ;;
 		*"IDTOKENS) failed"*)
 			[ "$(date +%s)" -lt "$expires" ] || give_up 15 "the token has expired"
-			give_up 15 "the pool refuses the token: it was revoked, or by the pool's clock it has expired"
+			refused=$((refused + 1)) # a pool in the middle of a restart may say so too
+			[ $refused -lt 3 ] && [ "$(date +%s)" -lt "$deadline" ] ||
+				give_up 15 "the pool refuses the token: it was revoked, or by the pool's clock it has expired"
 			;;
 		esac
 		cause=$(said ERROR | sed 's/^.*ERROR: //')
