@@ -234,8 +234,9 @@ join_pool() {
 		*"IDTOKENS) failed"*)
 			[ "$(date +%s)" -lt "$expires" ] || give_up 15 "the token has expired"
 			refused=$((refused + 1)) # a pool in the middle of a restart may say so too
-			[ $refused -lt 3 ] && [ "$(date +%s)" -lt "$deadline" ] ||
+			if [ $refused -ge 3 ] || [ "$(date +%s)" -ge "$deadline" ]; then
 				give_up 15 "the pool refuses the token: it was revoked, or by the pool's clock it has expired"
+			fi
 			;;
 		esac
 		cause=$(said ERROR | sed 's/^.*ERROR: //')
