@@ -130,7 +130,7 @@ def request_of(job: Job, manifest: Manifest, extra_disk: int = 0) -> Request:
     overhead = overhead_of("kvm" if job.accel is Accel.KVM else "tcg")
     own = _SPARE_DISK * (4 if manifest.file("disk") else 1)
     # the outputs are there as the guest's disk, unpacked, and packed again for the way back
-    outputs = 3 * (wants.disk or 2**30) if job.outputs else 0
+    outputs = 3 * (wants.disk or 2**30) if job.outputs else wants.disk or 0
     if job.glidein:  # it returns logs only; what it asks for is for the jobs
         own, outputs = SYSTEM_DISK, wants.disk or 2**30
     return Request(cpus=max(wants.cpus or 1, manifest.needs_cpus), memory=needed_memory(memory, overhead),
@@ -213,11 +213,15 @@ def _unpack(archive: Path, folder: Path, reporter: Reporter) -> dict[str, Any]:
     unpack_results(archive, folder, reporter)
     path = folder / "result.json"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except FileNotFoundError as missing:
         raise OutputMissing(f"{folder}: no result.json came back: a missing result is a failure",
                             "see stderr.txt there, and vmjob status") from missing
-    except (OSError, ValueError) as broken:
+    except (OSError, ValueError, RecursionError) as broken:
         raise OutputRefused(f"{path}: cannot be read: {broken}",
                             "the job's node or its disk is at fault; submit again") from broken
     return schema.check(document, "result", str(path), OutputRefused)
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 from urllib.parse import parse_qsl
 
 import pytest
@@ -177,6 +180,8 @@ def test_qemus_own_need_is_asked_for_with_the_guests() -> None:
 
 def test_disk_is_for_outputs_on_their_three_ways_and_walltime_leaves_time_to_boot() -> None:
     plain = request_of(Job("j", "m", ("true",)), manifest())
+    # a slot with less than the job names is refused there
+    assert request_of(Job("j", "m", ("true",), resources=Resources(disk=2**31)), manifest()).disk >= 2**31
     job = Job("j", "m", ("true",), outputs=("o",), resources=Resources(disk=100 * MIB, walltime=600))
     outputs = request_of(job, manifest())
     assert outputs.disk - plain.disk == 300 * MIB and outputs.walltime == 1500
@@ -340,3 +345,11 @@ def test_tables_leave_empty_columns_out_and_tell_why_jobs_are_held() -> None:
     text = tables.clusters(clusters)
     assert "1 running, 2 held" in text and "7.1 and 1 more: held: ImageCorrupt: x" in text
     assert "7.1: ImageCorrupt: x" in tables.jobs(list(clusters[0].jobs), 5) and "5 more" in tables.jobs([], 5)
+
+
+@pytest.mark.parametrize("left, life", [(3600, 3600), (-5, 0), (90 * 86400, 30 * 86400), (None, 30 * 86400)])
+def test_a_token_lies_at_a_schedd_no_longer_than_it_is_good_for(tmp_path: Path, left: Optional[int], life: int) -> None:
+    body = {"iss": "vo", "sub": "glidein@vo", **({} if left is None else {"exp": time.time() + left})}
+    words = [base64.urlsafe_b64encode(json.dumps(one).encode()).decode().rstrip("=") for one in ({"alg": "HS256"}, body)]
+    (tmp_path / "token-0").write_text(".".join([*words, "c2ln"]) + "\n")
+    assert life - 5 <= carrier.token_life(tmp_path / "token-0") <= life
