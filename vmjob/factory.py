@@ -4,20 +4,19 @@ is true now goes in, what to do comes out. The loop over it is keeping.py."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob.batch.jobs import JobId, JobInfo, State
-from vmjob.errors import JobError, JobHeld, PoolError, VmjobError
-from vmjob.logbook import STOPPED, Ended
+from vmjob.errors import JobHeld, PoolError, VmjobError
+from vmjob.logbook import STEADY, STOPPED, Ended
 from vmjob.units import format_duration
 
 if TYPE_CHECKING:
     from vmjob.batch.demand import Demand
 
 LONGEST_PAUSE = 1800.0  # seconds
-STEADY = 600.0  # seconds in the pool after which a glide-in shows that the site can run them
 QUIET = 2  # cycles without an idle job after which glide-ins that wait are removed
 _WAITING = (State.WAITING, State.IDLE)
 _LIVE = (*_WAITING, State.RUNNING, State.TRANSFERRING, State.SUSPENDED)
@@ -79,7 +78,8 @@ def decide(limits: Limits, demand: Demand, fleet: Sequence[JobInfo], past: Seque
     3. At most ``at_once`` are submitted in a cycle. After a failure it is one, when none is on its way or leaves, until
        one has worked that was submitted later: it ended well, or is in the pool for ten minutes.
     4. After a failed try none is submitted for ``backoff`` seconds, after the next for twice as long, up to half an
-       hour. What was submitted together is one try.
+       hour. What was submitted together is one try. Tries that ran no job although the pool asked are treated so too,
+       while the pool asks and none of its glide-ins runs a job; giving up is for failures alone.
     5. When the pool has asked for nothing in two cycles, those that still wait are removed, down to ``least``.
 
     ``past``: the ended ones, oldest first; ``quiet``: cycles for which the pool has asked for nothing, this one
@@ -88,17 +88,16 @@ def decide(limits: Limits, demand: Demand, fleet: Sequence[JobInfo], past: Seque
     counts = count(fleet, demand)
     asked = counts.live + missing(limits.cpus, demand, counts.coming)
     wanted = max(0, min(max(asked, limits.least), limits.most) - counts.live)
-    failed = failed_tries(past, fleet, demand, now)
-    left = blocked_until(failed, limits.backoff) - now
+    bad = bad_tries(past, fleet, demand, now)
+    stopped = next((one for one in reversed(past) if one.outcome == STOPPED), None) if limits.cron else None
+    left = max(blocked_until(bad, limits.backoff), stopped.ended + LONGEST_PAUSE if stopped else 0.0) - now
     if wanted and left > 0:
-        return Plan(why=f"nothing is submitted for {_about(left)} more: {tell(failed)}")
-    gave_up = max((one.ended for one in past if one.outcome == STOPPED), default=0.0)
-    if wanted and limits.cron and gave_up + LONGEST_PAUSE > now:
-        return Plan(why=f"nothing is submitted for {_about(gave_up + LONGEST_PAUSE - now)} more: it gave up")
-    new = min(wanted, limits.at_once if not failed else 0 if counts.coming or counts.leaving else 1)
+        why = tell(bad) if bad else "it gave up"
+        return Plan(why=f"nothing is submitted for {_about(left)} more: {why}")
+    new = min(wanted, limits.at_once if not bad else 0 if counts.coming or counts.leaving else 1)
     remove = surplus(limits, fleet, counts, now) if quiet >= QUIET and not demand.silent and not new else ()
     over = asked - max(limits.most, counts.live)
-    return Plan(new, remove, _why(limits, demand, over, bool(failed) and wanted > new))
+    return Plan(new, remove, _why(limits, demand, over, bool(bad) and wanted > new))
 
 
 def _about(seconds: float) -> str:
@@ -173,25 +172,19 @@ def ended_of(job: JobInfo, target: str, now: float) -> Ended:
     return one
 
 
-def judged(one: Ended, document: dict[str, Any], idle: float, since: Optional[float]) -> Ended:
-    """``one`` with what its result.json tells. ``idle``: seconds after which it ends without a job; ``since``: when the
-    oldest job that is idle in the pool became so."""
+def judged(one: Ended, document: dict[str, Any], asked: bool) -> Ended:
+    """``one`` with what its result.json tells, which fits the schema. ``asked``: jobs are idle in the pool now."""
     worked, failure = document.get("glidein") or {}, document["failure"]
-    jobs, seconds = int(worked.get("jobs", 0)), float(worked.get("seconds", 0.0))
+    jobs, busy = int(worked.get("jobs", 0)), float(worked.get("busy_seconds", 0.0))
     one = replace(one, outcome=document["outcome"], kind="", status=document["status"], message="", hint="", jobs=jobs,
-                  busy_seconds=float(worked.get("busy_seconds", 0.0)), node=one.node or document["host"])
+                  busy_seconds=busy, seconds=float(worked.get("seconds", 0.0)), node=one.node or document["host"])
     if failure:
-        return replace(one, kind=failure["kind"], message=failure["message"][:500], hint=failure["hint"][:500])
+        return replace(one, kind=failure["kind"], stage=failure["stage"], message=failure["message"],
+                       hint=failure["hint"])
     if document["status"]:
         return replace(one, kind="ProgramFailed", message=f"it ended with status {document['status']}",
                        hint="see its logs")
-    # was a job idle for all the time in which it had none?
-    if since and since < document["ended"] - min(seconds, idle) and not jobs and not worked.get("evicted"):
-        return replace(one, kind="DidNothing", status=JobError.status,
-                       message=f"in {format_duration(seconds)} in the pool it ran no job, while jobs were idle there",
-                       hint="the jobs' requirements and its START do not match: condor_q -better-analyze tells; "
-                            "--constraint says which jobs are for glide-ins")
-    return one
+    return replace(one, vain=asked and not (jobs or busy or worked.get("evicted")))
 
 
 # ---------------------------------------------------------------- failures
@@ -201,17 +194,31 @@ def failed_tries(past: Sequence[Ended], fleet: Sequence[JobInfo], demand: Option
                  now: float) -> list[Ended]:
     """The tries that failed in a row, oldest first; of each the failure that came last. A try is one submission.
 
-    A glide-in that worked excuses those that were submitted before it: it has ended well, or it is in the pool since
-    STEADY seconds. So does that the factory gave up: a person has seen it."""
+    A glide-in that worked excuses those that were submitted before it: it has run jobs and ended well, or it is in the
+    pool since STEADY seconds. So does that the factory gave up: a person has seen it."""
     joined = dict(demand.joined) if demand else {}
     steady = [job.submitted for job in fleet if job.state is State.RUNNING and joined.get(job.name) and job.submitted
               and job.stage not in _LEAVING and job.started and now - job.started >= STEADY]
-    worked = max([*steady, *(one.submitted for one in past if not one.kind)], default=0.0)
+    worked = max([*steady, *(one.submitted for one in past if one.worked or one.outcome == STOPPED)], default=0.0)
+    return _latest(one for one in past if one.kind and one.submitted > worked)
+
+
+def bad_tries(past: Sequence[Ended], fleet: Sequence[JobInfo], demand: Demand, now: float) -> list[Ended]:
+    """The failed ones, and those that ran no job although the pool asked, as long as it asks and no glide-in of ours
+    has shown since that its jobs and ours match."""
+    failed = failed_tries(past, fleet, demand, now)
+    if not demand.requests or demand.busy:
+        return failed
+    ran = max((one.submitted for one in past if one.jobs or one.busy_seconds or one.outcome == STOPPED), default=0.0)
+    return _latest([*failed, *(one for one in past if one.vain and one.submitted > ran)])
+
+
+def _latest(every: Iterable[Ended]) -> list[Ended]:
+    """The one of each submission that ended last."""
     tries: dict[str, Ended] = {}
-    for one in past:
-        if one.kind and one.submitted > worked:
-            tries.pop(one.submission, None)
-            tries[one.submission] = one
+    for one in sorted(every, key=lambda one: one.ended):
+        tries.pop(one.submission, None)
+        tries[one.submission] = one
     return list(tries.values())
 
 
@@ -229,7 +236,7 @@ def blocked_until(failed: Sequence[Ended], first: float) -> float:
 
 def tell(failed: Sequence[Ended]) -> str:
     """The failures in a row in a few words."""
-    kinds = ", ".join(dict.fromkeys(one.kind for one in failed))
+    kinds = ", ".join(dict.fromkeys(one.kind or "no job ran" for one in failed))
     return f"the last try failed ({kinds})" if len(failed) == 1 else f"the last {len(failed)} tries failed ({kinds})"
 
 

@@ -25,9 +25,9 @@ class Glidein:
     ``pool``: HOST[:PORT] of the VO's collector; ``token``: on the submit side the file with an IDTOKEN that may
     advertise worker nodes there, empty elsewhere. ``site``, ``resource``: GLIDEIN_Site and GLIDEIN_ResourceName of the
     machine ad. ``idle``: without a job for so long, it ends. ``lifetime``: it ends after so long although the slot has
-    more time. ``longest_job``: no job is taken that would have less time than this. ``start``: a ClassAd expression
-    that jobs must meet; ``attributes``: more of the machine ad. ``condor``: the input that is a tarball of HTCondor,
-    where the image has none.
+    more time. ``longest_job``: no job is taken that would have less time than this. ``jobs``: of one CPU, at once;
+    None: as many as there are CPUs. ``start``: a ClassAd expression that jobs must meet; ``attributes``: more of the
+    machine ad. ``condor``: the input that is a tarball of HTCondor, where the image has none.
     """
 
     pool: str
@@ -37,6 +37,7 @@ class Glidein:
     idle: int = 600
     lifetime: Optional[int] = None
     longest_job: Optional[int] = None
+    jobs: Optional[int] = None
     start: str = ""
     attributes: tuple[tuple[str, Literal], ...] = ()
     condor: str = ""

@@ -82,7 +82,7 @@ def _glidein(document: dict[str, Any], where: str) -> Glidein:
     return Glidein(
         pool=document["pool"], token=document["token"], site=document.get("site", ""),
         resource=document.get("resource", ""), idle=duration("idle") or 600, lifetime=duration("lifetime"),
-        longest_job=duration("longest_job"), start=document.get("start", ""),
+        longest_job=duration("longest_job"), jobs=document.get("jobs"), start=document.get("start", ""),
         attributes=tuple(sorted(document.get("attributes", {}).items())), condor=document.get("condor", ""))
 
 

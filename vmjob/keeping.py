@@ -18,13 +18,13 @@ from vmjob.batch.demand import FACTORY, SUBMISSION, Demand, Wants, ask, fleet, p
 from vmjob.batch.description import Parameters
 from vmjob.batch.jobs import JobId, JobInfo, State
 from vmjob.batch.targets import Target
-from vmjob.errors import Interrupted, JobError, JobUnknown, PoolError, TransferFailed, VmjobError
+from vmjob.errors import Interrupted, JobError, JobUnknown, OutputRefused, PoolError, TransferFailed, VmjobError
 from vmjob.factory import Counts, Limits, Plan, count, decide, ended_of, failed_tries, judged, pause, report
 from vmjob.logbook import STOPPED, Ended, Logbook, alone
 from vmjob.model import Job
 from vmjob.progress import Reporter
 
-_TRIES = 5  # cycles in which results may not come before they are given up
+_PATIENCE = 300  # seconds after its end for which results that do not come are asked for again
 _LONGEST_NAME = 56  # "-g" and six digits come to it
 
 
@@ -90,7 +90,9 @@ def wants_of(job: Job, schedd: str = "", constraint: str = "") -> Wants:
                        f"name: at most {_LONGEST_NAME} characters")
     manifest, _ = Store(config.store_dir()).resolve(job.image)
     memory = max(job.resources.memory or DEFAULT_MEMORY, manifest.needs_memory)
-    return Wants(job.name, submission.request_of(job, manifest).cpus, memory, schedd, constraint)
+    # those that HTCondor sees in the guest
+    cpus = (job.glidein.jobs if job.glidein else None) or submission.request_of(job, manifest).cpus
+    return Wants(job.name, cpus, memory, job.resources.disk or 2**30, schedd, constraint)
 
 
 class Factory:
@@ -104,7 +106,6 @@ class Factory:
         self._begun = False
         self._seen: set[JobId] = set()
         self._ours: set[JobId] = set()  # that we have removed
-        self._missed: dict[JobId, int] = {}
 
     def look(self) -> Cycle:
         """What there is, and what would be done; nothing is. Raises what asking does."""
@@ -133,7 +134,7 @@ class Factory:
         now = time.time()
         cycle = Cycle(now, Counts())
         try:
-            demand, wrong = self._asked()
+            demand, wrong = (None, None) if self._it.drain else self._asked()
             batch = Condor(self._it.target)  # anew each time: a schedd that was restarted has another address
             there = fleet(batch, self._it.job.name)
             ended = self._collect(batch, there, demand, now)
@@ -141,6 +142,7 @@ class Factory:
             cycle = self._verdict(cycle, there)
             if not cycle.stop and (demand or self._it.drain):
                 cycle = self._act(batch, cycle, there)
+            batch.sweep()
         except Interrupted:
             raise
         except VmjobError as error:
@@ -228,7 +230,7 @@ class Factory:
                 batch.fetched([job])
             elif job.state is State.HELD:
                 self._remove(batch, [job.id])
-            if not one.kind:
+            if not (one.kind or one.vain):
                 self._book.tidy([self._it.logs / one.id])
         if found:
             self._book.tidy([])
@@ -249,19 +251,18 @@ class Factory:
         try:
             got, = submission.fetch(batch, [job], self._book.folder_of(one.id), Reporter(), flat=True, keep=True)
             failure = got.failure
+            if failure is None:
+                one = judged(one, got.document, bool(demand and demand.requests))
+                return replace(one, logs=str(self._it.logs / one.id)) if one.kind or one.vain else one
         except TransferFailed as error:
-            self._missed[job.id] = self._missed.get(job.id, 0) + 1
-            if self._missed[job.id] < _TRIES:
+            if job.ended and now - job.ended < _PATIENCE:
                 return None
             failure = error
-        self._missed.pop(job.id, None)
-        if failure:  # what the job's ad says is better than nothing
-            return one if one.kind else replace(one, kind=failure.kind, status=failure.status, message=failure.message,
-                                                hint=failure.hint)
-        glidein = self._it.job.glidein
-        assert glidein
-        one = judged(one, got.document, glidein.idle, demand.since if demand else None)
-        return replace(one, logs=str(self._it.logs / one.id)) if one.kind else one
+        except (ValueError, OverflowError, TypeError) as strange:
+            failure = OutputRefused(f"its result.json makes no sense: {strange}", "its node or its guest made it up")
+        # what the job's ad says is better than nothing
+        return one if one.kind else replace(one, kind=failure.kind, status=failure.status, message=failure.message,
+                                            hint=failure.hint)
 
     def _verdict(self, cycle: Cycle, there: Sequence[JobInfo]) -> Cycle:
         """Whether to go on, after what has ended in this cycle."""

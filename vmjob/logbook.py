@@ -10,27 +10,31 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Optional
 
 from vmjob import config, errors
-from vmjob.errors import GuestError, JobError, NameTaken, PoolError, VmjobError
+from vmjob.errors import GuestError, NameTaken, PoolError, VmjobError
 from vmjob.files import remove_tree
 
 FILE = "glideins.jsonl"
+STEADY = 600.0  # seconds in the pool after which a glide-in shows that the site can run them
 STOPPED = "stopped"  # the outcome of a line that says: here the factory gave up on all that was submitted until then
-_LINES = 1000  # kept of the file when it has grown
+_LINES = 1000  # kept of the file when it is large
 _LARGE = 2 * 2**20  # bytes
 _LOGS = 20  # folders of failed glide-ins that are kept
-_OWN = {"DidNothing": JobError, "Removed": PoolError, "ProgramFailed": GuestError}
+_TEXT = 500  # characters of a message
+_OWN = {"Removed": PoolError, "ProgramFailed": GuestError}
+_IN_GUEST = ("payload", "collect")  # stages of a run in which the pool has spoken
 
 
 @dataclass(frozen=True)
 class Ended:
     """One glide-in that has ended. ``submission``: the name it was submitted with; ``submitted``, ``ended`` (when that
-    was noticed): epoch seconds. ``kind``: of its failure, empty for one that worked: a class of vmjob.errors,
-    DidNothing, Removed or ProgramFailed. ``logs``: the folder with what came back, kept of failed ones."""
+    was noticed): epoch seconds. ``kind``: of its failure, empty for one that did not fail: a class of vmjob.errors,
+    Removed or ProgramFailed; ``stage``: of the run that failed. ``seconds``: in the pool; ``vain``: it ran nothing,
+    although jobs were idle. ``logs``: the folder with what came back, kept of failed ones."""
 
     id: str
     submission: str
@@ -44,13 +48,22 @@ class Ended:
     hint: str = ""
     jobs: int = 0
     busy_seconds: float = 0.0
+    seconds: float = 0.0
+    vain: bool = False
+    stage: str = ""
     node: str = ""
     logs: str = ""
 
     @property
+    def worked(self) -> bool:
+        """It has run jobs, or would have for ten minutes if there had been any."""
+        return not self.kind and bool(self.jobs or self.busy_seconds or (self.seconds >= STEADY and not self.vain))
+
+    @property
     def mendable(self) -> bool:
-        """The user or the image's maker must mend it: as long as they do not, each one ends like this."""
-        return bool(self.kind) and self.kind not in _OWN and 200 <= self.status < 220
+        """The user or the image's maker must mend it: each one will end like this, whatever its node is like."""
+        return (self.kind in ("CondorMissing", "CondorTooOld")
+                or (self.kind == "TokenRefused" and self.stage in _IN_GUEST))
 
     def error(self, message: str, hint: str) -> VmjobError:
         """An error of this one's kind and exit status."""
@@ -66,12 +79,12 @@ class Logbook:
         self.folder, self.target = folder, target
 
     def read(self) -> list[Ended]:
-        """The latest lines, oldest first."""
+        """The lines, oldest first."""
         try:
             lines = (self.folder / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return []
-        found = [_parsed(line) for line in lines[-_LINES:]]
+        found = [_parsed(line) for line in lines]
         return [one for one in found if one and one.target == self.target]
 
     def add(self, one: Ended) -> None:
@@ -81,9 +94,10 @@ class Logbook:
         with path.open("a+b") as file:
             if file.tell() and _last_byte(file.fileno()) != b"\n":  # we were killed in the middle of a line
                 file.write(b"\n")
-            file.write(json.dumps(asdict(one)).encode() + b"\n")
+            short = replace(one, message=one.message[:_TEXT], hint=one.hint[:_TEXT])
+            file.write(json.dumps(asdict(short)).encode() + b"\n")
         if path.stat().st_size > _LARGE:
-            kept = path.read_bytes().splitlines(keepends=True)[-_LINES // 2:]
+            kept = path.read_bytes().splitlines(keepends=True)[-_LINES:]
             fresh = path.with_suffix(".new")
             fresh.write_bytes(b"".join(kept))
             fresh.replace(path)
@@ -132,7 +146,7 @@ def _parsed(line: str) -> Optional[Ended]:
     try:
         body: dict[str, Any] = json.loads(line)
         one = Ended(**{field.name: body[field.name] for field in fields(Ended) if field.name in body})
-        float(one.submitted), float(one.ended), int(one.status)
+        float(one.submitted), float(one.ended), int(one.status), float(one.seconds)
         return one
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError):
         return None

@@ -66,6 +66,7 @@ class Factory:
     """A factory of the test's own, and the jobs in the VO's pool that ask for it."""
 
     vmjob: Vmjob
+    secret: str
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -128,6 +129,9 @@ class Factory:
             f'regexp("^{self.name}-g", VmjobName ?: "") && VmjobFetched =!= true && JobStatus != 3',
             "ClusterId", "JobStatus", "VmjobName")
 
+    def no_token(self) -> bool:
+        return not secrets.places(self.vmjob.site, self.secret, self.cwd / "scratch")
+
     def log(self) -> list[dict[str, Any]]:
         path = self.cwd / f"{self.name}.glideins/glideins.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -147,7 +151,8 @@ class Factory:
 def factory(cli: Cli, site: Site) -> Iterator[Factory]:
     vmjob = Vmjob(cli, site)
     (cli.cwd / "config/vmjob/targets.yaml").write_text(TARGETS.format(ce=site.ce, vo=site.vo))
-    (cli.cwd / "secret").write_text(secrets.invented() + "\n")
+    secret = secrets.invented()
+    (cli.cwd / "secret").write_text(secret + "\n")
     (cli.cwd / "secret").chmod(0o600)
     with tarfile.open(cli.cwd / "condor.tar", "w") as archive:
         for name, text in CONDOR.items():
@@ -155,7 +160,7 @@ def factory(cli: Cli, site: Site) -> Iterator[Factory]:
             data = f"#!/bin/sh\n{text}\n".encode()
             member.size, member.mode = len(data), 0o755
             archive.addfile(member, io.BytesIO(data))
-    made = Factory(vmjob)
+    made = Factory(vmjob, secret)
     made.write()
     yield made
     for process in made.started:  # of a test that failed
@@ -253,6 +258,32 @@ def test_killed_at_any_moment_and_started_again_it_neither_doubles_nor_forgets(f
     factory.no_jobs()
     eventually(lambda: factory.queue() == [])  # it knows them as its own
     end(process)
+    # payloads that were sent when it was killed, ten minutes later
+    old = f'VmjobHolds == "payload" && regexp("^{factory.name}-g", VmjobWhat)'
+    factory.vmjob.site.exec("ce", "root", ["condor_qedit", "-constraint", old, "StageInFinish", "1"])
+    assert factory("keep", "--drain").status == 0
+    eventually(factory.no_token)
+
+
+def test_no_token_stays_when_the_last_one_is_removed(factory: Factory) -> None:
+    factory.once("--max", 2, "--min", 2)
+    first, second = factory.queue()
+    kept, = Pool(factory.vmjob.site).query(f'VmjobHolds == "payload" && regexp("^{factory.name}-g", VmjobWhat)',
+                                           "VmjobKeepUntil")
+    assert 7000 < int(kept["VmjobKeepUntil"].rpartition("+")[2]) <= 7200  # no longer than the token is good for
+    assert factory.vmjob("rm", "--to", "full", f"{first['ClusterId']}.0").status == 0
+    assert not factory.no_token()  # it is the other's
+    assert factory.vmjob("rm", "--to", "full", f"{second['ClusterId']}.1").status == 0
+    eventually(factory.no_token)
+
+
+def test_drain_asks_nothing_of_the_pool(factory: Factory) -> None:
+    factory.once("--max", 2, "--min", 2)
+    (factory.cwd / "secret").unlink()
+    done = factory("keep", "--drain", "--pool", "no-such-host.invalid")
+    assert done.status == 0 and "removed 2 that waited" in done.err and "it has no glide-ins" in done.err, done.err
+    assert factory.queue() == []
+    eventually(factory.no_token)
 
 
 def test_the_second_of_a_name_does_not_begin(factory: Factory) -> None:
@@ -309,8 +340,13 @@ def test_a_site_that_fails_every_glidein(factory: Factory) -> None:
 def test_one_that_runs_no_job_although_jobs_are_idle(factory: Factory) -> None:
     factory.write(mode="idle")
     factory.jobs(1)
-    done = factory("keep", "--max", 1, "--every", "1s", "--give-up", 1, to="ce")
-    assert done.status == 200 and "DidNothing" in done.err and "START do not match" in done.err, done.err
+    process = factory.start("--max", 1, "--give-up", 1, to="ce")
+    factory.until_told(process, "no job ran")
+    assert "better-analyze" in factory("status", to="ce").out.decode()
+    end(process)
+    one, = factory.log()
+    assert process.returncode == 0 and one["vain"] and not one["kind"], one
+    assert (factory.cwd / one["logs"] / "result.json").exists()
 
 
 def test_one_that_the_site_holds_is_noted_and_removed(factory: Factory) -> None:
@@ -343,7 +379,8 @@ def test_one_that_somebody_removes_is_noted(factory: Factory) -> None:
 @pytest.mark.parametrize("args, status, tells", [
     (["--max", 1, "--min", 2], 200, "--min 2 is more than --max 1"), (["--min", 2], 200, "how many"),
     (["--max", 1, "--to", "local"], 200, "no queue"), (["--max", 1, "--constraint", "a b"], 200, "no ClassAd"),
-    (["--max", -1], 200, "too few"), (["--max", 1, "--every", "soon"], 200, "--every"),
+    (["--max", -1], 200, "too few"), (["--max", 1, "--most-at-once", 1001], 200, "too many"),
+    (["--max", 1, "--every", "soon"], 200, "--every"),
     (["--max", 1, "--pool", "no-such-host.invalid"], 191, "cannot be reached")])
 def test_what_can_be_known_before_is_told_before(factory: Factory, args: list[Any], status: int, tells: str) -> None:
     done = factory("keep", "--once", *args)

@@ -350,6 +350,13 @@ def test_tables_leave_empty_columns_out_and_tell_why_jobs_are_held() -> None:
 @pytest.mark.parametrize("left, life", [(3600, 3600), (-5, 0), (90 * 86400, 30 * 86400), (None, 30 * 86400)])
 def test_a_token_lies_at_a_schedd_no_longer_than_it_is_good_for(tmp_path: Path, left: Optional[int], life: int) -> None:
     body = {"iss": "vo", "sub": "glidein@vo", **({} if left is None else {"exp": time.time() + left})}
-    words = [base64.urlsafe_b64encode(json.dumps(one).encode()).decode().rstrip("=") for one in ({"alg": "HS256"}, body)]
-    (tmp_path / "token-0").write_text(".".join([*words, "c2ln"]) + "\n")
+    claims = base64.urlsafe_b64encode(json.dumps(body).encode()).decode().rstrip("=")
+    (tmp_path / "token-0").write_text(f"e30.{claims}.c2ln\n")
     assert life - 5 <= carrier.token_life(tmp_path / "token-0") <= life
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_numbers_that_are_none_in_a_jobs_ad(value: float) -> None:
+    job = job_of({"ClusterId": 1, "ProcId": 0, "JobStatus": 4, "ExitCode": 0, "VmjobStatus": value,
+                  "VmjobBootSeconds": value, "VmjobImageBytes": value, "QDate": value})
+    assert (job.status, job.boot_seconds, job.image_bytes, job.submitted) == (0, None, None, None)

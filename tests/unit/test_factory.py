@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import json
 import random
+import tarfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
+import classad2
 import pytest
 
-from vmjob.batch.demand import Demand, pool_at, workers
+from vmjob.batch.demand import Demand, Wants, pool_at, schedds_of, size_of, workers
 from vmjob.batch.jobs import JobId, JobInfo, State, clusters_of
+from vmjob.batch.targets import Place
+from vmjob.errors import OutputRefused, PoolUnreachable
 from vmjob.factory import (
     LONGEST_PAUSE,
-    STEADY,
     Counts,
     Limits,
     Plan,
+    bad_tries,
     count,
     decide,
     ended_of,
@@ -27,7 +33,10 @@ from vmjob.factory import (
     pause,
     report,
 )
-from vmjob.logbook import STOPPED, Ended, Logbook
+from vmjob.glideins import reserved_memory
+from vmjob.logbook import STEADY, STOPPED, Ended, Logbook
+from vmjob.progress import Reporter
+from vmjob.submission import _unpack
 
 pytestmark = pytest.mark.unit
 NOW = 1_800_000_000.0
@@ -49,6 +58,10 @@ def failed(number: int, ago: float = 10, kind: str = "BootFailed", status: int =
 
 def good(number: int, ago: float = 10) -> Ended:
     return replace(failed(number, ago), outcome="ok", kind="", status=0, message="", jobs=3)
+
+
+def vain(number: int, ago: float = 10, **more: Any) -> Ended:
+    return replace(good(number, ago), jobs=0, seconds=700.0, vain=True, **more)
 
 
 def asks(*requests: tuple[int, int], **more: Any) -> Demand:
@@ -190,6 +203,31 @@ def test_one_that_has_been_in_the_pool_for_long_excuses_too(minutes: int, joined
     assert (tries == []) is excused
 
 
+def test_one_that_ran_no_job_is_neither_a_success_nor_a_failure() -> None:
+    past = [failed(1), vain(2)]
+    assert failed_tries(past, [], None, NOW) == [failed(1)]
+    assert failed_tries([failed(1), replace(good(2), jobs=0, seconds=5.0)], [], None, NOW) == [failed(1)]
+    # ten minutes in the pool without any job to run show that the site can
+    assert failed_tries([failed(1), replace(good(2), jobs=0, seconds=700.0)], [], None, NOW) == []
+    assert failed_tries([failed(1), replace(good(2), jobs=0, busy_seconds=7.0)], [], None, NOW) == []  # evicted
+
+
+def test_while_they_run_nothing_although_the_pool_asks_one_at_a_time_is_tried() -> None:
+    asked = asks((1, 8))
+    assert decide(Limits(20), asked, [], [vain(1, 59)], NOW).new == 0
+    plan = decide(Limits(20), asked, [], [vain(1, 61)], NOW)
+    assert plan.new == 1 and "one at a time" in plan.why
+    assert decide(Limits(20), asked, [], [vain(1, 59)], NOW).why == (
+        "nothing is submitted for 1 s more: the last try failed (no job ran)")
+    assert decide(Limits(20), asked, [job(3)], [vain(1, 61)], NOW).new == 0
+    assert decide(Limits(20), asked, [], [vain(1, 99), vain(2, 61)], NOW).new == 0  # twice as long
+    assert decide(Limits(20), asked, [], [vain(1, 1), good(2, 1)], NOW).new == 8
+    assert decide(Limits(20), replace(asked, busy=True), [], [vain(1, 1)], NOW).new == 8  # its like runs one now
+    assert decide(Limits(20, least=2), Demand(), [], [vain(1, 1)], NOW).new == 2  # nobody asks
+    many = [vain(n) for n in range(50)]
+    assert failed_tries(many, [], asked, NOW) == [] and len(bad_tries(many, [], asked, NOW)) == 50
+
+
 def test_after_it_gave_up_a_person_starts_it_anew_and_cron_does_not() -> None:
     past = [*(failed(n) for n in range(10)), Ended("", "", "ce", NOW - 900, NOW - 5, STOPPED),
             failed(10, 1)]  # submitted before it gave up, and noticed after
@@ -200,17 +238,23 @@ def test_after_it_gave_up_a_person_starts_it_anew_and_cron_does_not() -> None:
 
 
 def test_the_report_counts_by_kind_and_names_nodes_and_logs() -> None:
-    past = [failed(1, node="n1"), failed(2, kind="DidNothing", status=200), failed(3, node="n2", logs="w.glideins/3.0")]
+    past = [failed(1, node="n1"), failed(2, kind="KernelPanic", status=241),
+            failed(3, node="n2", logs="w.glideins/3.0")]
     assert report(failed_tries(past, [], None, NOW), past) == [
-        "2 × BootFailed on n1, n2: why (logs: w.glideins/3.0)", "1 × DidNothing: why"]
+        "2 × BootFailed on n1, n2: why (logs: w.glideins/3.0)", "1 × KernelPanic: why"]
 
 
 @pytest.mark.parametrize("one, status, mendable", [
     (failed(1), 240, False),
-    (failed(1, kind="TokenRefused", status=203), 203, True),
+    (failed(1, kind="TokenRefused", status=203, stage="collect"), 203, True),
+    (failed(1, kind="TokenRefused", status=203, stage="stage"), 203, False),  # by the clock of its node
+    (failed(1, kind="TokenRefused", status=203), 203, False),
     (failed(1, kind="CondorMissing", status=215), 215, True),
+    (failed(1, kind="CondorTooOld", status=216), 216, True),
+    (failed(1, kind="WalltimeTooShort", status=202), 202, False),
+    (failed(1, kind="JobError", status=200), 200, False),
+    (failed(1, kind="ImageCorrupt", status=212), 212, False),
     (failed(1, kind="PoolOutOfReach", status=239), 239, False),
-    (failed(1, kind="DidNothing", status=200), 200, False),
     (failed(1, kind="Removed", status=190), 190, False),
     (failed(1, kind="NobodyKnowsThis", status=231), 250, False),
     (failed(1, kind="annotations", status=231), 250, False)])
@@ -229,35 +273,55 @@ def document(**more: Any) -> dict[str, Any]:
 BLANK = replace(failed(1), kind="", status=0, message="", hint="")
 
 
-@pytest.mark.parametrize("since, work, nothing", [
-    (NOW - 900, {}, True),
-    (NOW - 300, {}, False),  # the job came later
-    (None, {}, False),  # nobody asked for it
-    (NOW - 900, {"jobs": 1}, False), (NOW - 900, {"evicted": 1}, False),
-    (NOW - 200, {"seconds": 100.0}, True)])
-def test_one_that_did_nothing_while_jobs_were_idle(since: Optional[float], work: dict[str, Any],
-                                                   nothing: bool) -> None:
+@pytest.mark.parametrize("asked, work, nothing", [
+    (True, {}, True), (False, {}, False), (True, {"jobs": 1}, False), (True, {"evicted": 1}, False),
+    (True, {"busy_seconds": 3.0}, False)])
+def test_one_that_ran_nothing_while_jobs_were_idle(asked: bool, work: dict[str, Any], nothing: bool) -> None:
     body = document()
     body["glidein"].update(work)
-    one = judged(BLANK, body, 600, since)
-    assert (one.kind == "DidNothing") is nothing and one.node == "n1" and one.outcome == "ok"
-    assert not nothing or "better-analyze" in one.hint
+    one = judged(BLANK, body, asked)
+    assert one.vain is nothing and one.kind == "" and one.node == "n1" and one.outcome == "ok"
+
+
+GOOD_RESULT: dict[str, Any] = {
+    **document(), "vmjob": "1", "schema": 1, "job": "w", "exit_status": 0, "signal": None, "stages": [],
+    "accelerator": None, "qemu_version": "", "image": "micro", "image_digest": "", "boot": "", "boot_attempts": 1,
+    "network": "nat", "cpus": 1, "memory": 1, "slot": "machine", "bytes_in": 0, "bytes_image": 0, "bytes_out": 0,
+    "cpu_seconds": 0, "peak_memory": 0, "outputs": [], "console_tail": [], "stop": "", "started": NOW,
+    "glidein": {"name": "g", "jobs": 3, "evicted": 0, "busy_seconds": 0.0, "seconds": 700.0}}
+
+
+@pytest.mark.parametrize("number", ["1e400", "Infinity", "NaN", "-1", "9" * 400, "9" * 5000])
+def test_results_made_up_by_a_guest_or_its_node_are_refused_not_a_crash(tmp_path: Path, number: str) -> None:
+    text = json.dumps(GOOD_RESULT).replace('"jobs": 3', f'"jobs": {number}')
+    for name, body in (("bad", text), ("deep", "[" * 200_000), ("good", json.dumps(GOOD_RESULT))):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            member = tarfile.TarInfo("result.json")
+            member.size = len(body)
+            archive.addfile(member, io.BytesIO(body.encode()))
+        (tmp_path / name).mkdir()
+        if name == "good":
+            assert _unpack(tmp_path / "good.tar", tmp_path / name, Reporter())["glidein"]["jobs"] == 3
+            continue
+        with pytest.raises(OutputRefused):
+            _unpack(tmp_path / f"{name}.tar", tmp_path / name, Reporter())
 
 
 def test_what_the_result_says() -> None:
     failure = {"kind": "PoolOutOfReach", "message": "m", "hint": "h", "stage": "payload", "status": 239}
-    one = judged(BLANK, document(outcome="failed", status=239, failure=failure), 600, None)
+    one = judged(BLANK, document(outcome="failed", status=239, failure=failure), False)
     assert (one.kind, one.status, one.message, one.hint) == ("PoolOutOfReach", 239, "m", "h")
-    worked = judged(BLANK, document(glidein={"jobs": 7, "busy_seconds": 61.5, "seconds": 70}), 600, NOW - 900)
-    assert (worked.kind, worked.jobs, worked.busy_seconds) == ("", 7, 61.5)
-    assert judged(BLANK, document(status=3, outcome="program-failed", glidein=None), 600, None).kind == "ProgramFailed"
+    assert one.stage == "payload"
+    worked = judged(BLANK, document(glidein={"jobs": 7, "busy_seconds": 61.5, "seconds": 70}), True)
+    assert (worked.kind, worked.jobs, worked.busy_seconds, worked.seconds) == ("", 7, 61.5, 70.0)
+    assert judged(BLANK, document(status=3, outcome="program-failed", glidein=None), False).kind == "ProgramFailed"
 
 
 def test_what_the_queue_says() -> None:
     held = ended_of(job(1, State.HELD, reason="over the site's memory"), "ce", NOW)
     assert (held.kind, held.status) == ("JobHeld", 198) and "over the site's memory" in held.message
     told = ended_of(job(1, State.HELD, failure="TokenRefused", status=203, reason="expired"), "ce", NOW)
-    assert (told.kind, told.status, told.message, told.mendable) == ("TokenRefused", 203, "expired", True)
+    assert (told.kind, told.status, told.message, told.mendable) == ("TokenRefused", 203, "expired", False)
     assert ended_of(job(1, State.REMOVED), "ce", NOW).kind == "Removed"
     assert ended_of(job(1, State.DONE, status=0), "ce", NOW).kind == ""
 
@@ -268,12 +332,52 @@ def test_machine_ads_become_free_cpus_and_guests() -> None:
         return {"Name": name, "Cpus": cpus, "State": state, "PartitionableSlot": whole, "VmjobGlidein": submission,
                 **more}
 
-    free, joined = workers([
+    free, joined, busy = workers([
         ad("slot1@a", 3), ad("slot1_1@a", 1, "Claimed", False, Activity="Busy"),
         ad("slot1@b", 0), ad("slot1_1@b", 2, "Claimed", False, Activity="Idle"),
         ad("slot1@c", 4, GLIDEIN_ToRetire=NOW - 1), ad("slot1@d", 4, "Drained", submission="w-g2"),
         ad("slot1@e", 2, GLIDEIN_ToRetire=NOW + 99, submission="w-g2")], NOW)
-    assert free == (3, 2, 2) and dict(joined) == {"w-g1": 3, "w-g2": 2}
+    assert free == (3, 2, 2) and dict(joined) == {"w-g1": 3, "w-g2": 2} and busy
+    assert workers([ad("slot1@a", 3), ad("slot1_1@a", 1, "Claimed", False, Activity="Idle")], NOW)[2] is False
+
+
+@pytest.mark.parametrize("cpus, memory, free", [
+    (2, 1901, 2), (1, 951, 1), (1, 950, 0), (2, 100, 0), (3, 1901, 2)])
+def test_cpus_without_memory_are_not_free(cpus: int, memory: int, free: int) -> None:
+    found, _, _ = workers([{"Name": "slot1@a", "State": "Unclaimed", "PartitionableSlot": True, "Cpus": cpus,
+                            "Memory": memory, "TotalSlotCpus": 2, "TotalSlotMemory": 1901}], NOW)
+    assert sum(found) == free
+
+
+@pytest.mark.parametrize("cpus, free", [(float("inf"), 10_000), (-float("inf"), 0), (float("nan"), 0), (-5, 0),
+                                        (10**18, 10_000), ("8", 0), (True, 0)])
+def test_strange_numbers_in_a_strangers_ad(cpus: Any, free: int) -> None:
+    found, _, _ = workers([{"Name": "slot1@a", "State": "Unclaimed", "PartitionableSlot": True, "Cpus": cpus}], NOW)
+    assert sum(found) == free
+    assert size_of({"RequestCpus": cpus}, WANTS) == max(1, free)
+
+
+WANTS = Wants("w", 4, (400 + reserved_memory(4)) * 2**20, 2**30)
+
+
+@pytest.mark.parametrize("ad, size", [
+    ("", 1), ("RequestCpus = 3", 3), ("RequestCpus = 1; RequestMemory = 100", 1), ("RequestMemory = 101", 2),
+    ("RequestCpus = 3; RequestMemory = 101", 3), ("RequestMemory = 400", 4),
+    ("RequestMemory = real(\"INF\")", 21474837),
+    ("RequestMemory = ifThenElse(MemoryUsage =!= undefined, MemoryUsage, (ImageSize + 1023) / 1024); "
+     "ImageSize = 250000", 3), ("RequestMemory = Other; RequestCpus = 1 / 0", 1)])
+def test_a_job_takes_the_cpus_that_have_its_memory(ad: str, size: int) -> None:
+    assert WANTS.jobs_memory == 400
+    assert size_of(classad2.ClassAd(f"[{ad}]"), WANTS) == size
+
+
+def test_a_collector_that_knows_no_schedd_does_not_say_that_there_are_no_jobs() -> None:
+    place = Place("cm.org:9618")
+    with pytest.raises(PoolUnreachable, match="no schedd at all"):
+        schedds_of(place, [], "")
+    with pytest.raises(PoolUnreachable, match="no schedd 's'"):
+        schedds_of(place, [{"Name": "t"}], "s")
+    assert [found.schedd for found, _ in schedds_of(place, [{"Name": "s"}, {"Name": "t"}], "")] == ["s", "t"]
 
 
 @pytest.mark.parametrize("text, place", [("cm.org", "cm.org:9618"), ("cm.org:9620", "cm.org:9620"),
@@ -323,6 +427,7 @@ class Guest:
     idle_since: float
     tasks: list[tuple[float, int]] = field(default_factory=list)  # end, CPUs
     left: Optional[float] = None
+    ran: int = 0
 
     @property
     def name(self) -> str:
@@ -354,13 +459,15 @@ class Day:
         here = [one for one in self.guests if one.left is None and self.now >= one.joins]
         return Demand(tuple(sorted(Counter(cpus for cpus, _ in self.queue).items(), reverse=True)),
                       free=tuple(self.limits.cpus - sum(cpus for _, cpus in one.tasks) for one in here),
-                      joined=tuple((one.name, 1) for one in here))
+                      joined=tuple((one.name, 1) for one in here), busy=any(one.tasks for one in here))
 
     def pool(self) -> None:
         for one in self.guests:
             if one.left is not None or self.now < one.joins:
                 continue
-            self.done += sum(end <= self.now for end, _ in one.tasks)
+            ended = sum(end <= self.now for end, _ in one.tasks)
+            self.done += ended
+            one.ran += ended
             one.tasks = [task for task in one.tasks if task[0] > self.now]
             for cpus, seconds in list(self.queue):
                 if cpus + sum(task[1] for task in one.tasks) <= self.limits.cpus:
@@ -373,7 +480,9 @@ class Day:
 
     def end(self, one: Guest, kind: str) -> None:
         one.left = self.now
-        self.past.append(Ended(f"{one.cluster}.0", one.name, "ce", one.submitted, self.now, "ok", kind, 240))
+        self.past.append(Ended(f"{one.cluster}.0", one.name, "ce", one.submitted, self.now, "ok", kind, 240,
+                               jobs=one.ran, seconds=max(0.0, self.now - one.joins),
+                               vain=not (kind or one.ran) and bool(self.queue)))
 
     def cycle(self) -> Plan:
         self.now += self.limits.every

@@ -171,6 +171,7 @@ def config(**more: Any) -> dict[str, str]:
 
 def test_configuration() -> None:
     found = config(site="CE", attributes=(("HasX", True), ("N", 3)), start="TARGET.A =?= 1", idle=60)
+    assert (found["NUM_CPUS"], config(jobs=5)["NUM_CPUS"], config(jobs=5)["RESERVED_MEMORY"]) == ("2", "5", "216")
     assert found["RESERVED_MEMORY"] == "144" and found["GLIDEIN_Site"] == '"CE"' == found["GLIDEIN_ResourceName"]
     assert (found["GLIDEIN_ToRetire"], found["GLIDEIN_ToDie"], found["VMJOB_IDLE"]) == ("1100", "1200", "60")
     assert (found["HasX"], found["N"], found["VMJOB_START"]) == ("true", "3", "(TARGET.A =?= 1)")

@@ -27,8 +27,9 @@ from vmjob.units import format_size
 
 _DAY = 24 * 3600
 KEEP_IMAGE = 60 * _DAY  # seconds after the last submission that used it
-KEEP_TOKEN = 30 * _DAY  # at most, as the payload's removal takes it along
+KEEP_TOKEN = 30 * _DAY  # and not longer than it is good for
 KEEP_PAYLOAD = 365 * _DAY  # while its jobs are in the queue; what has none is removed as an orphan
+_LEFT = 600  # seconds after its files came for which a payload may have no jobs
 _STAGE_IN = 3600  # seconds until files that were sent to a schedd must have come on to the compute element
 _UNREACHED = 60  # seconds for which a compute element may be away
 _GROUP = 100  # files asked for at once
@@ -81,8 +82,8 @@ def payload_carrier(pool: Pool, target: Target, submission: Submission, folder: 
     removes it if the submission fails."""
     tokens = () if _tokens_alone(target) else submission.tokens
     files = [folder / name for name in (*submission.files, *tokens)]
-    return _spool(pool, carrier_description(target, "payload", submission.name, f"of {submission.name}", files,
-                                            KEEP_PAYLOAD))
+    keep = token_life(folder / tokens[0]) if tokens else KEEP_PAYLOAD
+    return _spool(pool, carrier_description(target, "payload", submission.name, f"of {submission.name}", files, keep))
 
 
 def token_carrier(pool: Pool, target: Target, submission: Submission, payload: Carrier, folder: Path,
@@ -92,9 +93,18 @@ def token_carrier(pool: Pool, target: Target, submission: Submission, payload: C
     if not submission.tokens or not _tokens_alone(target):
         return payload
     files = [folder / name for name in submission.tokens]
-    text = carrier_description(target, "token", str(payload.cluster), f"for {submission.name}", files, KEEP_TOKEN,
-                               grid=True)
+    text = carrier_description(target, "token", str(payload.cluster), f"for {submission.name}", files,
+                               token_life(files[0]), grid=True)
     return _carried_on(pool, target, _spool(pool, text), reporter)
+
+
+def token_life(path: Path) -> int:
+    """Seconds for which a token may lie at a schedd."""
+    from vmjob.tokens import claims_of
+
+    claims = claims_of(path.read_text(encoding="ascii", errors="replace").strip())
+    left = claims.expires - time.time() if claims and claims.expires is not None else KEEP_TOKEN
+    return int(max(0.0, min(left, KEEP_TOKEN)))
 
 
 def _tokens_alone(target: Target) -> bool:
@@ -233,8 +243,8 @@ def _alone(pool: Pool, cluster: int) -> Iterator[None]:
 
 
 def orphans(pool: Pool) -> list[int]:
-    """Payload carriers of submissions that are gone (ten minutes after their files came), or that never got theirs; and
-    those of tokens without a payload."""
+    """Payload carriers of submissions that are gone (ten minutes after their files came; an hour more where the tokens
+    go on from there before the jobs come), or that never got theirs; and those of tokens without a payload."""
     carriers = pool.query('VmjobHolds == "payload" || VmjobHolds == "token"',
                           ["ClusterId", "Iwd", "QDate", "StageInFinish", "VmjobHolds", "VmjobWhat"])
     if not carriers:
@@ -244,11 +254,13 @@ def orphans(pool: Pool) -> list[int]:
     users = pool.query("VmjobPayload =!= undefined", ["VmjobPayload"], clusters=True)
     used = {str(ad.get("VmjobPayload")) for ad in users}
     now = time.time()
+    grid = {str(ad.get("VmjobWhat")) for ad in carriers if ad["VmjobHolds"] == "token"}
     found = [int(ad["ClusterId"]) for ad in carriers
              if ad["VmjobHolds"] == "token" and str(ad.get("VmjobWhat")) not in there]
     for ad in payloads:
         whole = number(ad, "StageInFinish")
-        old = now - whole > 600 if whole else now - number(ad, "QDate") > _DAY
+        left = _LEFT + (_STAGE_IN if str(ad["ClusterId"]) in grid else 0)
+        old = now - whole > left if whole else now - number(ad, "QDate") > _DAY
         if old and str(ad["Iwd"]) not in used:
             found.append(int(ad["ClusterId"]))
     return found

@@ -53,7 +53,7 @@ class Condor:
         """Send image and payload (the files of ``folder``) and queue the jobs: the cluster's number. All or nothing: of
         a submission that fails nothing stays in the queue but an image that others can use."""
         self.check(submission)
-        carrier.remove(self.pool, carrier.orphans(self.pool), "the jobs it was for are gone")
+        self.sweep()
         image = carrier.image_carrier(self.pool, self.target, submission, reporter)
         with ExitStack() as undo:
             payload = carrier.payload_carrier(self.pool, self.target, submission, folder)
@@ -113,15 +113,21 @@ class Condor:
     def remove(self, ids: Sequence[JobId]) -> tuple[int, int]:
         """Remove jobs, and a submission's payload when none of its jobs is left; how many jobs were removed, and the
         results of how many of them nobody had fetched."""
-        before = self.clusters(ids)
+        self.clusters(ids)  # is each of them there?
+        before = self.found([JobId(number) for number in {one.cluster for one in ids}])
         self._act("Remove", ids, "removed with vmjob rm")
         whole = [c for c in before if JobId(c.id) in ids]
-        self._until_gone([c.id for c in whole])
-        left = {c.id for c in self.clusters()}
-        gone = [carrier.of_payload(c.payload) for c in before if c.id not in left]
+        last = [c for c in before if c in whole or (not c.waiting and all(
+            among(ids, job.id) or job.fetched or job.state is State.REMOVED for job in c.jobs))]
+        left = self._until_gone({c.id for c in last})
+        gone = [carrier.of_payload(c.payload) for c in last if c.id not in left]
         carrier.remove(self.pool, [one for one in gone if one is not None])
         jobs = [job for c in before for job in c.jobs if among(ids, job.id)]
         return len(jobs) + sum(c.waiting for c in whole), sum(job.results and not job.fetched for job in jobs)
+
+    def sweep(self) -> None:
+        """Remove payloads, and with them tokens, whose jobs are gone."""
+        carrier.remove(self.pool, carrier.orphans(self.pool), "the jobs it was for are gone")
 
     def remove_images(self) -> tuple[int, int]:
         """Remove the images that this target keeps for us, but for those that jobs in the queue still need: how many
@@ -133,13 +139,14 @@ class Condor:
         carrier.remove(self.pool, gone)
         return len(gone), len(kept) - len(gone)
 
-    def _until_gone(self, clusters: Sequence[int], patience: float = 30) -> None:
-        """A job that runs is asked to end first; its log is in the payload's folder."""
-        deadline = time.monotonic() + patience
-        while clusters and time.monotonic() < deadline:
-            if not self.pool.query(_either([JobId(c) for c in clusters]), ["ClusterId"], clusters=True):
-                return
-            time.sleep(0.5)
+    def _until_gone(self, clusters: set[int], patience: float = 30) -> set[int]:
+        """A job that runs is asked to end first; its log is in the payload's folder. Those that are still there."""
+        deadline, left = time.monotonic() + patience, clusters
+        while left and time.monotonic() < deadline:
+            left = clusters & {c.id for c in self.found([])}
+            if left:
+                time.sleep(0.5)
+        return left
 
     def release(self, ids: Sequence[JobId]) -> int:
         """Let held jobs run again, with all their tries; how many."""

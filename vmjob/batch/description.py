@@ -15,7 +15,7 @@ from vmjob.payload import WRAPPER
 RESULTS = "vmjob-results.tar"
 PROCESS = "$(Process)"
 _TOKEN = f"token-{PROCESS}"
-_MOST_TOKENS = 1000
+MOST_TOKENS = 1000
 SPOOL = "$(payload)"  # stands for the payload's folder while nobody knows it
 
 
@@ -62,8 +62,8 @@ class Submission:
 
 def token_names(count: int) -> tuple[str, ...]:
     """One for each job, so that each can go when its job is over. Raises JobError."""
-    if count > _MOST_TOKENS:
-        raise JobError(f"{count} glide-ins in one submission: the most is {_MOST_TOKENS}", "submit several times")
+    if count > MOST_TOKENS:
+        raise JobError(f"{count} glide-ins in one submission: the most is {MOST_TOKENS}", "submit several times")
     return tuple(_TOKEN.replace(PROCESS, str(number)) for number in range(count))
 
 

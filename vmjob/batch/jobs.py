@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -210,7 +211,7 @@ class _Words:
 
     def whole(self, key: str) -> Optional[int]:
         value = self.ad.get(key)
-        return int(value) if type(value) in (int, float) else None
+        return int(value) if type(value) in (int, float) and math.isfinite(value) else None
 
     def exit_status(self) -> Optional[int]:
         """As a shell tells it; what is none (a strange schedd) is 1."""
@@ -221,7 +222,7 @@ class _Words:
 
     def real(self, key: str) -> Optional[float]:
         value = self.ad.get(key)
-        return float(value) if type(value) in (int, float) and value > 0 else None
+        return float(value) if type(value) in (int, float) and math.isfinite(value) and value > 0 else None
 
 
 def first_failure(statuses: Sequence[Optional[int]]) -> int:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.batch import targets
+from vmjob.batch.description import MOST_TOKENS
 from vmjob.cli import report, tables
 from vmjob.errors import Interrupted, JobError
-from vmjob.factory import Limits, failed_tries, tell
+from vmjob.factory import Limits, bad_tries, tell
 from vmjob.job import load_job
 from vmjob.keeping import Cycle, Factory, Settings, wants_of
 from vmjob.logbook import Ended, Logbook
@@ -24,13 +25,9 @@ def keep(args: argparse.Namespace) -> int:
     """``vmjob glidein keep``: until it is stopped, or gives up."""
     if args.max is None and not args.drain:
         raise JobError("how many glide-ins at most?", "--max N")
-    this = _settings(args, Limits(
-        most=_number(args.max or 0, "--max", 0), least=_number(args.min, "--min", 0), cron=args.once,
-        at_once=_number(args.most_at_once, "--most-at-once", 1), give_up=_number(args.give_up, "--give-up", 1),
-        every=parse_duration(args.every, "--every"), backoff=parse_duration(args.backoff, "--backoff")))
-    if this.limits.least > this.limits.most and not args.drain:
-        raise JobError(f"--min {args.min} is more than --max {args.max}", "never more than --max are submitted")
-    token_of(this.job, this.base)  # one that cannot do is told now, and not when jobs ask for glide-ins
+    this = _settings(args, _limits(args))
+    if not args.drain:
+        token_of(this.job, this.base)  # one that cannot do is told now, and not when jobs ask for glide-ins
     factory = Factory(this, report.choose(json=args.json))
     if args.dry_run:
         return _would(factory.look(), args)
@@ -81,9 +78,22 @@ def _settings(args: argparse.Namespace, limits: Limits) -> Settings:
                     drain=getattr(args, "drain", False))
 
 
-def _number(value: int, option: str, least: int) -> int:
+def _limits(args: argparse.Namespace) -> Limits:
+    limits = Limits(
+        most=_number(args.max or 0, "--max", 0), least=_number(args.min, "--min", 0), cron=args.once,
+        at_once=_number(args.most_at_once, "--most-at-once", 1, MOST_TOKENS),
+        give_up=_number(args.give_up, "--give-up", 1),
+        every=parse_duration(args.every, "--every"), backoff=parse_duration(args.backoff, "--backoff"))
+    if limits.least > limits.most and not args.drain:
+        raise JobError(f"--min {args.min} is more than --max {args.max}", "never more than --max are submitted")
+    return limits
+
+
+def _number(value: int, option: str, least: int, most: Optional[int] = None) -> int:
     if value < least:
         raise JobError(f"{option} {value}: that is too few", f"{option} {least} or more")
+    if most is not None and value > most:
+        raise JobError(f"{option} {value}: that is too many", f"{option} {most} or fewer")
     return value
 
 
@@ -109,7 +119,7 @@ class _Lines:
         self.live = 0
 
     def tell(self, cycle: Cycle) -> None:
-        self.live = cycle.counts.live if cycle.demand else self.live
+        self.live = cycle.counts.live if cycle.demand or not cycle.trouble else self.live
         for one in cycle.ended:
             self._say(cycle, _ended(one))
         if cycle.removed:
@@ -158,11 +168,13 @@ def _counts(cycle: Cycle) -> str:
 
 
 def _ended(one: Ended) -> str:
+    logs = f" (logs: {one.logs})" if one.logs else ""
     if one.kind:
         where = f" on {one.node}" if one.node else ""
-        logs = f" (logs: {one.logs})" if one.logs else ""
         return f"{one.id} failed{where}: {one.kind}: {one.message}{logs}"
-    return f"{one.id} ended: {_plural(one.jobs, 'job')}, busy {format_duration(one.busy_seconds)}, on {one.node}"
+    vain = ", though jobs are idle: do they and its START match? (condor_q -better-analyze)" if one.vain else ""
+    return (f"{one.id} ended: {_plural(one.jobs, 'job')}, busy {format_duration(one.busy_seconds)}, on {one.node}"
+            f"{vain}{logs}")
 
 
 def _go_on(live: int, args: argparse.Namespace) -> str:
@@ -185,8 +197,9 @@ def _table(cycle: Cycle, this: Settings, past: list[Ended]) -> str:
           *map(str, (counts.waiting, counts.starting, counts.working, counts.leaving, len(ended), len(failed),
                      sum(one.jobs for one in ended)))]])
     last: Optional[Ended] = failed[-1] if failed else None
-    tries = failed_tries(past, (), demand, cycle.time)
+    tries = bad_tries(past, (), demand, cycle.time)
     notes = [tell(tries)] if tries else []
+    notes += [_ended(one) for one in tries[-1:] if one.vain]
     if last:
         notes.append(f"last failure: {_ended(last)}")
     if demand.large:

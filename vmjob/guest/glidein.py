@@ -61,7 +61,8 @@ def program(job: Job, token: str, granted: Granted, slot: Slot, name: str, left:
     # the jobs' share of the slot's disk: beside what was asked for them there is room for the guest itself
     disk = job.resources.disk or max(0, granted.disk - SYSTEM_DISK)
     claims = claims_of(token)
-    variables = {"NAME": name, "DISK": str(disk // 2**20), "POOL": _with_port(job.glidein.pool),
+    variables = {"NAME": name, "JOBS": str(job.glidein.jobs or granted.cpus), "DISK": str(disk // 2**20),
+                 "POOL": _with_port(job.glidein.pool),
                  "CONDOR": job.glidein.condor,
                  "RETIRE": str(now + when.retire if when.retire is not None else 0),
                  "EXPIRES": str(int(claims.expires)) if claims and claims.expires else ""}
@@ -80,8 +81,9 @@ def configuration(glidein: Glidein, cpus: int, slot: Slot, name: str, when: Time
     attributes.update(GLIDEIN_ToRetire=now + (_FOREVER if when.retire is None else when.retire),
                       GLIDEIN_ToDie=now + (_FOREVER if when.die is None else when.die))
     attributes.update(glidein.attributes)
-    lines = {"VMJOB_NAME": name, "RESERVED_MEMORY": str(reserved_memory(cpus)), "VMJOB_IDLE": str(glidein.idle),
-             "VMJOB_START": f"({glidein.start or 'True'})",
+    jobs = glidein.jobs or cpus
+    lines = {"VMJOB_NAME": name, "NUM_CPUS": str(jobs), "RESERVED_MEMORY": str(reserved_memory(jobs)),
+             "VMJOB_IDLE": str(glidein.idle), "VMJOB_START": f"({glidein.start or 'True'})",
              **{key: literal(value).replace("$", "$(DOLLAR)") for key, value in attributes.items()},
              "STARTD_ATTRS": "$(STARTD_ATTRS) " + " ".join(attributes)}
     return "".join(f"{key} = {value}\n" for key, value in lines.items()) + "\n" + _text("glidein.config")

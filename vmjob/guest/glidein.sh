@@ -6,6 +6,7 @@
 #   NAME     the guest's full name in the pool
 #   POOL     the collector, HOST:PORT
 #   EXPIRES  epoch; from then on the token is worth nothing; empty: always good
+#   JOBS     jobs of one CPU at once
 #   DISK     MiB of disk for all jobs together
 #   CONDOR   HTCondor as a tarball, its name in the work folder; empty: the image's own
 #   RETIRE   epoch; after it no job begins, and the guest leaves when none runs
@@ -125,7 +126,6 @@ limit_disk() {
 # A user for each slot: jobs can neither read the daemons' files nor signal the daemons or each other.
 configure() {
 	limit_disk
-	cpus=$(getconf _NPROCESSORS_ONLN 2>/dev/null || grep -c ^processor /proc/cpuinfo)
 	{
 		cat "$job/condor_config"
 		printf '%s\n' "RELEASE_DIR = $release" "BIN = $release/bin" "SBIN = $release/sbin" "LIBEXEC = $libexec" \
@@ -133,7 +133,7 @@ configure() {
 			"RESERVED_DISK = $(spare_disk)" "COLLECTOR_HOST = $address" \
 			"SINGULARITY = $(command -v apptainer || command -v singularity)"
 		number=0
-		while [ $number -lt $((2 * cpus)) ]; do
+		while [ $number -lt $((2 * ${VMJOB_GLIDEIN_JOBS:-32})) ]; do
 			number=$((number + 1))
 			user=vmjob-slot$number id=$((61000 + number))
 			grep -q "^$user:" /etc/passwd || echo "$user:x:$id:$id::/nonexistent:/bin/sh" >>/etc/passwd
