@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 NOW = int(time.time())
 
 VERSION = 'echo "\\$CondorVersion: {version} 2026-07-12 \\$"'
