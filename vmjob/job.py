@@ -31,8 +31,8 @@ def job_from(document: dict[str, Any], where: str, name: str = "job") -> Job:
     command, script = document.get("command", ()), document.get("script", "")
     given = [key for key in ("command", "script", "glidein") if document.get(key)]
     if len(given) != 1:
-        said = f", not {' and '.join(given)}" if given else ""
-        raise JobError(f"{where}: give either 'command' or 'script'{said}",
+        said = f", not both {' and '.join(given)}" if given else ""
+        raise JobError(f"{where}: give one of 'command', 'script' and 'glidein'{said}",
                        "command: [./program, argument] or script: | and the lines below it (or glidein:)")
     job = Job(
         name=document.get("name", name),

@@ -59,7 +59,7 @@ def test_a_lifetime_is_a_walltime_with_room_for_start_and_end() -> None:
 
 
 @pytest.mark.parametrize("glidein, more, wrong", [
-    ({}, {"command": ["true"]}, "not command and glidein"),
+    ({}, {"command": ["true"]}, "not both command and glidein"),
     ({}, {"network": "none"}, "network: none"),
     ({}, {"user": "vmjob"}, "user"),
     ({}, {"outputs": ["x"]}, "outputs"),

@@ -81,7 +81,7 @@ boot: system
     ({"image": "x", "command": "a", "inputs": [{"from": "a", "to": "/etc"}]}, ["/etc"]),
     ({"image": "x", "command": "a 'b"}, ["command"]),
     ({"image": "x", "command": ["a\0"]}, ["NUL"]),
-    ({"image": "x", "command": "a", "script": "b"}, ["not command and script"]),
+    ({"image": "x", "command": "a", "script": "b"}, ["not both command and script"]),
     ({"image": "x", "command": "a", "environment": {True: "x"}}, ["True", "quotes"]),
     ([1], ["j.yaml"]),
 ])
