@@ -17,10 +17,9 @@ import pytest
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.integration
-NOW = int(time.time())
 
 VERSION = 'echo "\\$CondorVersion: {version} 2026-07-12 \\$"'
-PING = 'echo "Session ID:   vo:6:{time}:18"'
+PING = 'echo "Session ID:   vo:6:$(($(date +%s) {ahead})):18"'  # the pool's clock, by seconds ahead
 SAY_PING = 'cat <<"E"\n{text}\nE\nexit 1'
 # as the real one's logs, which the script reads
 LOG = "/run/vmjob/glidein/log"
@@ -53,9 +52,9 @@ class Guest:
             (folder / "etc" / name).write_text(f"{line}\n")
         (folder / "job/condor_config").write_text("# ours\n")
         (folder / "job/token").write_text("a.b.c\n")
-        (folder / "job/jobfeatures/jobstart_secs").write_text(f"{NOW}\n")
+        (folder / "job/jobfeatures/jobstart_secs").write_text(f"{int(time.time())}\n")
         self.tool("condor_version", VERSION.format(version="23.9.6"))
-        self.tool("condor_ping", PING.format(time=NOW))
+        self.tool("condor_ping", PING.format(ahead="+ 0"))
         self.tool("condor_master", MASTER)
 
     def tool(self, name: str, script: str) -> None:
@@ -117,8 +116,8 @@ def test_it_serves_and_tells_of_jobs(guest: Guest, shell: str) -> None:
     ("condor_master", "", 11, "there is no HTCondor in this image"),
     ("condor_version", VERSION.format(version="8.8.17"), 12, "HTCondor 8.8.17 is too old: tokens need 9.0"),
     ("condor_version", "echo 'libcondor.so: not found' >&2; exit 127", 16, "does not run in this guest: libcondor.so"),
-    ("condor_ping", PING.format(time=NOW + 7200), 13, "s behind the pool's"),
-    ("condor_ping", PING.format(time=NOW - 7200), 13, "s ahead of the pool's"),
+    ("condor_ping", PING.format(ahead="+ 7200"), 13, "s behind the pool's"),
+    ("condor_ping", PING.format(ahead="- 7200"), 13, "s ahead of the pool's"),
     ("condor_ping", SAY_PING.format(text="ERROR: failed to make connection"), 14, "within 1 s: failed to make conn"),
     ("condor_ping", "sleep 60", 14, "10.0.0.1:9618 was not reached within 1 s: no answer"),
     ("condor_ping", SAY_PING.format(text="from trust domain A (server trust domain is B)."), 15, "of another pool: "),
@@ -139,7 +138,7 @@ def test_failures(guest: Guest, tool: str, script: str, status: int, why: str) -
 
 def test_an_expired_token(guest: Guest) -> None:
     guest.tool("condor_ping", SAY_PING.format(text="ERROR (IDTOKENS) failed"))
-    assert guest.run(EXPIRES=str(NOW - 5))[0] == 15 and guest.why == "the token has expired\n"
+    assert guest.run(EXPIRES=str(int(time.time()) - 5))[0] == 15 and guest.why == "the token has expired\n"
 
 
 @pytest.mark.parametrize("versions", ["9.0.17", "10.0.0", "25.14.1"])
@@ -149,7 +148,7 @@ def test_versions_that_are_new_enough(guest: Guest, versions: str) -> None:
 
 
 def test_a_guest_whose_clock_cannot_be_set(guest: Guest) -> None:
-    (guest.folder / "job/jobfeatures/jobstart_secs").write_text(f"{NOW + 4000}\n")
+    (guest.folder / "job/jobfeatures/jobstart_secs").write_text(f"{int(time.time()) + 4000}\n")
     assert guest.run()[0] == 13 and "the guest's clock is wrong" in guest.why
 
 

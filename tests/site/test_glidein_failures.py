@@ -240,10 +240,10 @@ def test_a_clock_that_is_not_the_pools(make: Make) -> None:
 
 
 def test_a_startd_that_ends_again_and_again(make: Make) -> None:
-    guest = make("dying").start(attributes={"POLLING_INTERVAL": "soon"})
+    guest = make("dying").start(attributes={"KILLING_TIMEOUT": "soon"})
     result = guest.ends()
     kind, message = failure_of(result)
-    assert kind == "CondorFailed" and "POLLING_INTERVAL" in message, message
+    assert kind == "CondorFailed" and "KILLING_TIMEOUT" in message, message
     assert {"MasterLog", "StartLog"} <= {path.name for path in (guest.folder / "pilot.out/glidein").iterdir()}
 
 
@@ -301,9 +301,9 @@ def test_jobs_that_take_too_much_harm_nobody_else(make: Make) -> None:
     assert re.search(r"the job took \d+ MiB of disk; its share is \d+ MiB", held["HoldReason"])
     assert guest.until(calm, "done")["NumJobStarts"] == 1 and queue.text("out.txt") == "here\n"
     # it is told to end, and its job is back in the queue at once
-    last = queue.submit(1, "sleep 600", job_lease_duration="600")
-    guest.says(f"job {last}.0 of")
-    time.sleep(3)  # it has begun
+    last = queue.submit(1, "echo begun; sleep 600", job_lease_duration="600", stream_output="true")
+    output = queue.folder / f"{max(path.stem for path in queue.folder.glob('job-*.submit'))}.0.out"
+    eventually(lambda: output.exists() and output.read_text() == "begun\n")
     guest.tell(signal.SIGTERM)
     result = guest.ends()
     guest.until(last, "idle", 30)

@@ -47,7 +47,7 @@ class Queue:
     def ads(self, cluster: str, *attributes: str) -> list[dict[str, Any]]:
         said = self._run("condor_q", cluster, "-json", "-attributes",
                          ",".join(["JobStatus", "ProcId", "LastRemoteHost", "RemoteHost", "NumJobStarts", "ExitCode",
-                                   "HoldReason", *attributes]))
+                                   "HoldReason", "NumShadowStarts", *attributes]))
         return sorted(json.loads(said or "[]"), key=lambda ad: ad["ProcId"])
 
     def states(self, cluster: str) -> Counter[str]:
