@@ -302,7 +302,8 @@ def test_jobs_that_take_too_much_harm_nobody_else(make: Make) -> None:
     assert guest.until(calm, "done")["NumJobStarts"] == 1 and queue.text("out.txt") == "here\n"
     # it is told to end, and its job is back in the queue at once
     last = queue.submit(1, "echo begun; sleep 600", job_lease_duration="600", stream_output="true")
-    output = queue.folder / f"{max(path.stem for path in queue.folder.glob('job-*.submit'))}.0.out"
+    newest = max(queue.folder.glob("job-*.submit"), key=lambda path: int(path.stem.partition("-")[2]))
+    output = newest.with_suffix(".0.out")
     eventually(lambda: output.exists() and output.read_text() == "begun\n")
     guest.tell(signal.SIGTERM)
     result = guest.ends()
