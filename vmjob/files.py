@@ -20,7 +20,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK = 16 * 2**20  # copied in the kernel
 CHUNK = 2 * 2**20  # read into memory
 _FICLONE = 0x40049409
-_SECRET = 64 * 2**10  # bytes, at most
+SECRET = 64 * 2**10  # bytes, at most
 # What vmjob itself writes among the results of a job.
 RESULT_FILES = ("result.json", "console.log")
 Advance = Callable[[float], None]
@@ -174,7 +174,7 @@ def take_secret(path: Path) -> str:
     except FileNotFoundError:
         return ""
     with os.fdopen(opened, "rb", buffering=0) as file:
-        data = file.read(_SECRET) or b""
+        data = file.read(SECRET) or b""
     try:
         try:
             _blank(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Optional, Union
 
@@ -15,6 +16,7 @@ DRAIN = 60
 # Seconds that a guest may take until it takes jobs. Only for telling a walltime without sense before it is submitted.
 BOOT = 60
 SYSTEM_DISK = 2**30  # bytes that the guest itself may write to its disk, beside the jobs
+PORT = 9618  # a collector's, where none is named
 FOLDER = "glidein"  # the output of a glide-in: HTCondor's logs
 
 
@@ -42,6 +44,10 @@ class Glidein:
     attributes: tuple[tuple[str, Literal], ...] = ()
     condor: str = ""
 
+    def slots(self, cpus: int) -> int:
+        """The CPUs that HTCondor sees in a guest of so many."""
+        return self.jobs or cpus
+
 
 @dataclass(frozen=True)
 class Worked:
@@ -62,6 +68,11 @@ class Times:
 
     retire: Optional[int] = None
     die: Optional[int] = None
+
+
+def with_port(pool: str) -> str:
+    """A collector's address HOST[:PORT] as HOST:PORT."""
+    return pool if re.search(r"[^:]:[0-9]+$|\]:[0-9]+$", pool) else f"{pool}:{PORT}"
 
 
 def longest_job(glidein: Glidein, time: int) -> int:

@@ -83,16 +83,14 @@ def wants_of(job: Job, schedd: str = "", constraint: str = "") -> Wants:
     """What the pool is asked: how large one of these glide-ins is stands in the job and its image. Raises ImageMissing,
     JobError."""
     from vmjob.image.store import Store
-    from vmjob.slot.grant import DEFAULT_MEMORY
 
     if len(job.name) > _LONGEST_NAME:
         raise JobError(f"the name '{job.name}' is too long for a factory: its glide-ins get names made from it",
                        f"name: at most {_LONGEST_NAME} characters")
     manifest, _ = Store(config.store_dir()).resolve(job.image)
-    memory = max(job.resources.memory or DEFAULT_MEMORY, manifest.needs_memory)
-    # those that HTCondor sees in the guest
-    cpus = (job.glidein.jobs if job.glidein else None) or submission.request_of(job, manifest).cpus
-    return Wants(job.name, cpus, memory, job.resources.disk or 2**30, schedd, constraint)
+    cpus = submission.request_of(job, manifest).cpus
+    cpus = job.glidein.slots(cpus) if job.glidein else cpus
+    return Wants(job.name, cpus, submission.memory_of(job, manifest), job.resources.disk or 2**30, schedd, constraint)
 
 
 class Factory:

@@ -118,15 +118,22 @@ def submit_job(job: Job, base: Path, target: Target, parameters: Parameters, rep
     return Submitted(cluster, parameters.count, job.name, target.name)
 
 
+def memory_of(job: Job, manifest: Manifest) -> int:
+    """Bytes of the guest's memory that are asked for. Pure."""
+    from vmjob.slot.grant import DEFAULT_MEMORY
+
+    return max(job.resources.memory or DEFAULT_MEMORY, manifest.needs_memory)
+
+
 def request_of(job: Job, manifest: Manifest, extra_disk: int = 0) -> Request:
     """What one job asks of the batch system: its own wishes, or what its image needs, and what QEMU needs beside.
     ``extra_disk``: bytes that come with the job. The accelerator is the node's, so the larger overhead is asked for,
     unless the job insists on KVM. Pure."""
     from vmjob.model import Accel
-    from vmjob.slot.grant import DEFAULT_MEMORY, needed_memory, overhead_of
+    from vmjob.slot.grant import needed_memory, overhead_of
 
     wants = job.resources
-    memory = max(wants.memory or DEFAULT_MEMORY, manifest.needs_memory)
+    memory = memory_of(job, manifest)
     overhead = overhead_of("kvm" if job.accel is Accel.KVM else "tcg")
     own = _SPARE_DISK * (4 if manifest.file("disk") else 1)
     # the outputs are there as the guest's disk, unpacked, and packed again for the way back

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Optional
 
 from vmjob.errors import ClockWrong, JobError, TokenRefused
+from vmjob.files import SECRET
 from vmjob.units import format_duration
 
 _HOW = "a token is made in the pool: condor_token_create -identity glidein@DOMAIN -authz ADVERTISE_STARTD …"
 _SKEW = 300  # seconds that two clocks may differ
-_MOST = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def read_token(path: Path) -> str:
         if path.stat().st_mode & 0o007:
             raise JobError(f"{path}: everybody on this machine can read this token", f"chmod 600 {path}")
         with path.open("rb") as file:
-            text = file.read(_MOST).decode("ascii", "replace").strip()
+            text = file.read(SECRET).decode("ascii", "replace").strip()
     except OSError as unreadable:
         raise JobError(f"{path}: the glide-in's token cannot be read: {unreadable.strerror}",
                        "glidein.token: the path of a file with an IDTOKEN of the pool") from unreadable

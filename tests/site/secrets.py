@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import mmap
 import os
 import stat
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,21 @@ from tests.site.site import Site
 _ADS = {"queue": "condor_q -allusers -long", "clusters": "condor_q -allusers -factory -long",
         "history": "condor_history -long"}
 _TELLING = 40  # characters: the end of a token, its signature, without which the rest is worth nothing
+
+
+def beside_a_job(folder: Path, condor: dict[str, str]) -> str:
+    """An invented token as the file ``secret``, and ``condor.tar``, in which shell scripts stand for HTCondor's
+    programs; the token."""
+    token, secret = invented(), folder / "secret"
+    secret.write_text(token + "\n")
+    secret.chmod(0o600)
+    with tarfile.open(folder / "condor.tar", "w") as archive:
+        for name, text in condor.items():
+            member = tarfile.TarInfo(f"condor/{name}")
+            data = f"#!/bin/sh\n{text}\n".encode()
+            member.size, member.mode = len(data), 0o755
+            archive.addfile(member, io.BytesIO(data))
+    return token
 
 
 def invented() -> str:

@@ -4,14 +4,12 @@ them."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
 import select
 import signal
 import subprocess
-import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -151,15 +149,7 @@ class Factory:
 def factory(cli: Cli, site: Site) -> Iterator[Factory]:
     vmjob = Vmjob(cli, site)
     (cli.cwd / "config/vmjob/targets.yaml").write_text(TARGETS.format(ce=site.ce, vo=site.vo))
-    secret = secrets.invented()
-    (cli.cwd / "secret").write_text(secret + "\n")
-    (cli.cwd / "secret").chmod(0o600)
-    with tarfile.open(cli.cwd / "condor.tar", "w") as archive:
-        for name, text in CONDOR.items():
-            member = tarfile.TarInfo(f"condor/{name}")
-            data = f"#!/bin/sh\n{text}\n".encode()
-            member.size, member.mode = len(data), 0o755
-            archive.addfile(member, io.BytesIO(data))
+    secret = secrets.beside_a_job(cli.cwd, CONDOR)
     made = Factory(vmjob, secret)
     made.write()
     yield made

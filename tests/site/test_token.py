@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,15 +73,7 @@ class Glideins:
 
 @pytest.fixture
 def glideins(cli: Cli, site: Site) -> Iterator[Glideins]:
-    vmjob, token = Vmjob(cli, site), secrets.invented()
-    (cli.cwd / "secret").write_text(token + "\n")
-    (cli.cwd / "secret").chmod(0o600)
-    with tarfile.open(cli.cwd / "condor.tar", "w") as archive:
-        for name, text in CONDOR.items():
-            member = tarfile.TarInfo(f"condor/{name}")
-            data = f"#!/bin/sh\n{text}\n".encode()
-            member.size, member.mode = len(data), 0o755
-            archive.addfile(member, io.BytesIO(data))
+    vmjob, token = Vmjob(cli, site), secrets.beside_a_job(cli.cwd, CONDOR)
     (cli.cwd / "job.yaml").write_text(JOB.format(vo=site.vo, more=", condor: condor.tar"))
     (cli.cwd / "bare.yaml").write_text(JOB.format(vo=site.vo, more=""))
     made = Glideins(vmjob, token)

@@ -4,7 +4,6 @@ asked anew each time."""
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from vmjob.batch.jobs import ATTRIBUTES, JobId, JobInfo, State, clusters_of
 from vmjob.batch.pool import Ad, Pool, number, quote, translated
 from vmjob.batch.targets import Place
 from vmjob.errors import JobError, PoolError, PoolUnreachable
-from vmjob.glideins import reserved_memory
+from vmjob.glideins import reserved_memory, with_port
 from vmjob.units import MIB
 
 FACTORY = "VmjobFactory"  # of a glide-in's machine ad: the factory's name
@@ -72,7 +71,7 @@ class Demand:
 
 def pool_at(address: str) -> Pool:
     """The pool whose collector is HOST[:PORT]."""
-    return Pool(Place(address if re.search(r"[^:]:[0-9]+$|\]:[0-9]+$", address) else f"{address}:9618"))
+    return Pool(Place(with_port(address)))
 
 
 def ask(pool: Pool, wants: Wants) -> Demand:

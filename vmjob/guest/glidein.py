@@ -24,20 +24,19 @@ from vmjob.errors import (
     TokenRefused,
     VmjobError,
 )
-from vmjob.glideins import FOLDER, SYSTEM_DISK, Glidein, Literal, Times, Worked, reserved_memory, times
+from vmjob.glideins import FOLDER, SYSTEM_DISK, Glidein, Literal, Times, Worked, reserved_memory, times, with_port
 from vmjob.guest.channel import clean
 from vmjob.model import Granted, Job, Slot
 from vmjob.tokens import claims_of
 
 HISTORY = "startd_history"
 WHY = "why"
-PORT = 9618  # a collector's, where none is named
 _FOREVER = 10 * 365 * 24 * 3600  # seconds
 _MOST = 512 * 2**20  # bytes that are read of a guest's log
 _LINE = 2**16  # bytes
 _CUT = "STARTER_DISCONNECTED_FROM_SUBMIT_NODE"
 # settings that would change the machine, and words of the language
-_LANGUAGE = {"if", "else", "elif", "endif", "use", "include", "error", "warning", "memory", "disk", "num_cpus",
+_LANGUAGE = {"if", "else", "elif", "endif", "use", "include", "error", "warning", "memory", "disk",
              "slot1_user", "polling_interval", "release_dir", "local_config_file"}
 _KEPT = ("CpusProvisioned", "JobDuration", "ToE", _CUT)
 
@@ -61,9 +60,8 @@ def program(job: Job, token: str, granted: Granted, slot: Slot, name: str, left:
     # the jobs' share of the slot's disk: beside what was asked for them there is room for the guest itself
     disk = job.resources.disk or max(0, granted.disk - SYSTEM_DISK)
     claims = claims_of(token)
-    variables = {"NAME": name, "JOBS": str(job.glidein.jobs or granted.cpus), "DISK": str(disk // 2**20),
-                 "POOL": _with_port(job.glidein.pool),
-                 "CONDOR": job.glidein.condor,
+    variables = {"NAME": name, "JOBS": str(job.glidein.slots(granted.cpus)), "DISK": str(disk // 2**20),
+                 "POOL": with_port(job.glidein.pool), "CONDOR": job.glidein.condor,
                  "RETIRE": str(now + when.retire if when.retire is not None else 0),
                  "EXPIRES": str(int(claims.expires)) if claims and claims.expires else ""}
     environment = {**dict(job.environment), **{f"VMJOB_GLIDEIN_{key}": value for key, value in variables.items()}}
@@ -81,7 +79,7 @@ def configuration(glidein: Glidein, cpus: int, slot: Slot, name: str, when: Time
     attributes.update(GLIDEIN_ToRetire=now + (_FOREVER if when.retire is None else when.retire),
                       GLIDEIN_ToDie=now + (_FOREVER if when.die is None else when.die))
     attributes.update(glidein.attributes)
-    jobs = glidein.jobs or cpus
+    jobs = glidein.slots(cpus)
     lines = {"VMJOB_NAME": name, "NUM_CPUS": str(jobs), "RESERVED_MEMORY": str(reserved_memory(jobs)),
              "VMJOB_IDLE": str(glidein.idle), "VMJOB_START": f"({glidein.start or 'True'})",
              **{key: literal(value).replace("$", "$(DOLLAR)") for key, value in attributes.items()},
@@ -97,10 +95,6 @@ def check_attributes(glidein: Glidein) -> None:
     for name, _ in glidein.attributes:
         if name.lower() in ours | _LANGUAGE or name.lower().startswith("vmjob_"):
             raise JobError(f"glidein.attributes: {name} is a setting of HTCondor's in the guest", "choose another name")
-
-
-def _with_port(pool: str) -> str:
-    return pool if re.search(r":[0-9]+$", pool) else f"{pool}:{PORT}"
 
 
 def _text(name: str) -> str:

@@ -9,13 +9,12 @@ from typing import Optional
 
 from vmjob.chirp import Chirp, unavailable
 from vmjob.errors import TokenRefused, VmjobError
-from vmjob.files import take_secret
+from vmjob.files import SECRET, take_secret
 from vmjob.payload import TOKEN
 from vmjob.slot import carrier
 
 log = logging.getLogger("vmjob.slot")
 
-_MOST = 64 * 2**10  # bytes
 _PATIENCE = 60.0  # seconds for removing it where the network is cut
 
 
@@ -33,7 +32,7 @@ def fetch(at: str, chirp: Optional[Chirp]) -> str:
     if chirp is None:
         raise unavailable("the token")
     try:
-        text = chirp.read(_path(at, chirp), _MOST).decode(errors="replace")
+        text = chirp.read(_path(at, chirp), SECRET).decode(errors="replace")
     except FileNotFoundError as missing:
         raise TokenRefused(f"the token is gone: {missing}", "a job that has ended cannot run again: submit a new one") \
             from missing
