@@ -58,13 +58,14 @@ class Chirp:
             log.warning("%s is no configuration of Chirp (%s): ignored", path, strange)
             return None
 
-    def pieces(self, path: str, size: int) -> Iterator[bytes]:
-        """The ``size`` bytes of the submit side's file ``path`` (absolute), in order; fewer where it is shorter.
+    def pieces(self, path: str, size: int, start: int = 0) -> Iterator[bytes]:
+        """The bytes from ``start`` to ``size`` of the submit side's file ``path`` (absolute), in order; fewer where
+        it is shorter.
 
         Goes on where it was when the connection was lost and comes back. Raises ImageMissing where there is no such
         file, ChirpFailed.
         """
-        position = 0
+        position = start
         while position < size:
             try:
                 data = self.read(path, min(PIECE, size - position), position)

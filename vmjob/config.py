@@ -10,6 +10,12 @@ VMJOB_NODE_CACHE         set by the site for jobs, a folder of mode 1777: in it 
 VMJOB_QEMU               the QEMU to use                                        qemu-system-x86_64, qemu-kvm
 VMJOB_BOOT_TIMEOUT       how long a guest may take to say hello                 1m, 5m, 10m by boot method
 VMJOB_SILENCE_TIMEOUT    how long a running guest may give no sign of life      1m
+VMJOB_CACHE_LIMIT        most that a cache of images takes, a size              9/10 of its disk
+VMJOB_SHARED_CACHE       a node's images that an admin keeps, read-only         none
+VMJOB_STAGE_TIMEOUT      longest time to fetch an image or send outputs         1h
+VMJOB_STAGE_RATE         most bytes a second for that, a size                   no limit
+VMJOB_POLICY             one more site policy: it can only forbid more          none
+X509_CERT_DIR            certificates of the authorities trusted for lists      /etc/grid-security/certificates
 VMJOB_ALLOW_USERNET      1: NAT also where the node's loopback is not guarded   refuse
 =======================  =====================================================  ==========================
 """
@@ -20,6 +26,9 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Optional
+
+SITE_POLICY = Path("/etc/vmjob/policy.yaml")
 
 
 def _base(variable: str, fallback: str) -> Path:
@@ -82,6 +91,47 @@ def _own(place: Path) -> bool:
         return os.access(place, os.W_OK | os.X_OK)
     except OSError:
         return False
+
+
+def cache_limit() -> Optional[int]:
+    """Most bytes that images may take in the cache, None where nobody said. Raises JobError."""
+    return _size("VMJOB_CACHE_LIMIT")
+
+
+def shared_cache() -> Optional[Path]:
+    """Folder of images that an admin keeps for all users of this machine, to be read only."""
+    place = os.environ.get("VMJOB_SHARED_CACHE", "")
+    return Path(place) if place.startswith("/") else None
+
+
+def stage_timeout() -> int:
+    """Seconds that fetching one image, or sending one job's outputs, may take. Raises JobError."""
+    from vmjob.units import parse_duration
+
+    return parse_duration(os.environ.get("VMJOB_STAGE_TIMEOUT") or "1h", "VMJOB_STAGE_TIMEOUT")
+
+
+def stage_rate() -> Optional[int]:
+    """Most bytes a second for them, None for no limit. Raises JobError."""
+    return _size("VMJOB_STAGE_RATE")
+
+
+def policy_files() -> list[Path]:
+    """The site's policies that are here: all of them must allow a job. The environment can add one, not remove any."""
+    more = os.environ.get("VMJOB_POLICY", "")
+    return [SITE_POLICY] * os.path.lexists(SITE_POLICY) + ([Path(more)] if more else [])
+
+
+def ca_dir() -> Path:
+    """Where the certificates of trusted authorities are (hashed names, with CRLs and signing policies)."""
+    return Path(os.environ.get("X509_CERT_DIR") or "/etc/grid-security/certificates")
+
+
+def _size(variable: str) -> Optional[int]:
+    from vmjob.units import parse_size
+
+    value = os.environ.get(variable)
+    return parse_size(value, variable) if value else None
 
 
 def boot_id() -> str:

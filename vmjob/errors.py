@@ -3,7 +3,7 @@
 The tree; the number is the exit status of the wrapper and of ``vmjob run``::
 
     VmjobError                     250   (a bug, if raised as itself)
-     ├─ PoolError           190–199      on the submit side, never a job's: the pool or the CE
+     ├─ PoolError           190–199      on the submit side, never a job's: the pool or the CE (pool_errors.py)
      │   ├─ PoolUnreachable         191  transient
      │   ├─ PoolRefused             192  who we are, or what we ask, is not allowed there
      │   ├─ PoolFull                193  transient
@@ -23,13 +23,18 @@ The tree; the number is the exit status of the wrapper and of ``vmjob run``::
      │   ├─ ImageRefused            213  bytes are right, but not safe to boot
      │   ├─ BuildFailed             214
      │   ├─ CondorMissing           215  a glide-in found no HTCondor in the guest
-     │   └─ CondorTooOld            216
+     │   ├─ CondorTooOld            216
+     │   ├─ EndorsementRefused      217  a list or a signature that cannot be trusted, or no longer
+     │   └─ ImageOutOfReach         218  transient: none of its sources gave it
      ├─ SlotError           220–229      the batch slot (or laptop) does not allow it
      │   ├─ SlotTooSmall            221
      │   ├─ ScratchFull             222  transient
      │   ├─ FolderBusy              223
      │   ├─ WalltimeOver            224
-     │   └─ Interrupted             225  transient: somebody took the slot away
+     │   ├─ Interrupted             225  transient: somebody took the slot away
+     │   ├─ PolicyRefused           226  the site's policy does not let this image or job in
+     │   ├─ PolicyBroken            227  transient: the site's policy cannot be read or trusted
+     │   └─ StageOutFailed          228  outputs could not be sent where they shall go: they are with the job
      ├─ HostError           230–239      the site admin can mend it; another node may do
      │   ├─ QemuMissing             231  transient
      │   ├─ KvmUnavailable          232  transient
@@ -84,50 +89,6 @@ class VmjobError(Exception):
         return self.message
 
 
-class PoolError(VmjobError):
-    status = 190
-
-
-class PoolUnreachable(PoolError):
-    status = 191
-    transient = True
-
-
-class PoolRefused(PoolError):
-    status = 192
-
-
-class PoolFull(PoolError):
-    status = 193
-    transient = True
-
-
-class NoSlotFits(PoolError):
-    status = 194
-
-
-class NameTaken(PoolError):
-    status = 195
-
-
-class JobUnknown(PoolError):
-    status = 196
-
-
-class TransferFailed(PoolError):
-    status = 197
-    transient = True
-
-
-class JobHeld(PoolError):
-    status = 198
-
-
-class JobsPending(PoolError):
-    status = 199
-    transient = True
-
-
 class JobError(VmjobError):
     status = 200
 
@@ -172,6 +133,15 @@ class CondorTooOld(ImageError):
     status = 216
 
 
+class EndorsementRefused(ImageError):
+    status = 217
+
+
+class ImageOutOfReach(ImageError):
+    status = 218
+    transient = True
+
+
 class SlotError(VmjobError):
     status = 220
 
@@ -196,6 +166,19 @@ class WalltimeOver(SlotError):
 class Interrupted(SlotError):
     status = 225
     transient = True
+
+
+class PolicyRefused(SlotError):
+    status = 226
+
+
+class PolicyBroken(SlotError):
+    status = 227
+    transient = True
+
+
+class StageOutFailed(SlotError):
+    status = 228
 
 
 class HostError(VmjobError):

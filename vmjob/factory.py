@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob.batch.jobs import JobId, JobInfo, State
-from vmjob.errors import JobHeld, PoolError, VmjobError
+from vmjob.errors import VmjobError
 from vmjob.logbook import STEADY, STOPPED, Ended
+from vmjob.pool_errors import JobHeld, PoolError
 from vmjob.units import format_duration
 
 if TYPE_CHECKING:

@@ -18,10 +18,11 @@ from vmjob.batch.demand import FACTORY, SUBMISSION, Demand, Wants, ask, fleet, p
 from vmjob.batch.description import Parameters
 from vmjob.batch.jobs import JobId, JobInfo, State
 from vmjob.batch.targets import Target
-from vmjob.errors import Interrupted, JobError, JobUnknown, OutputRefused, PoolError, TransferFailed, VmjobError
+from vmjob.errors import Interrupted, JobError, OutputRefused, VmjobError
 from vmjob.factory import Counts, Limits, Plan, count, decide, ended_of, failed_tries, judged, pause, report
 from vmjob.logbook import STOPPED, Ended, Logbook, alone
 from vmjob.model import Job
+from vmjob.pool_errors import JobUnknown, PoolError, TransferFailed
 from vmjob.progress import Reporter
 
 _PATIENCE = 300  # seconds after its end for which results that do not come are asked for again

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Optional
 
 from vmjob import config, errors
-from vmjob.errors import GuestError, NameTaken, PoolError, VmjobError
+from vmjob.errors import GuestError, VmjobError
 from vmjob.files import remove_tree
+from vmjob.pool_errors import NameTaken, PoolError
 
 FILE = "glideins.jsonl"
 STEADY = 600.0  # seconds in the pool after which a glide-in shows that the site can run them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from vmjob import units
@@ -10,7 +11,7 @@ from vmjob.errors import ImageCorrupt, ImageError, JobError, VmjobError
 from vmjob.model import Boot, ImageFile, Manifest
 
 DISK_FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx")
-_FORMATS = {"disk": DISK_FORMATS, "kernel": ("elf", "bzimage"), "initrd": ("cpio",)}
+_FORMATS = {"disk": DISK_FORMATS, "kernel": ("elf", "bzimage"), "initrd": ("cpio",), "layer": ("delta",)}
 _NEEDED = {Boot.JOB: ("kernel", "initrd"), Boot.SYSTEM: ("kernel", "initrd", "disk"), Boot.DISK: ("disk",)}
 
 
@@ -31,7 +32,8 @@ def manifest_from_dict(document: Any, where: str, error: type[VmjobError] = Imag
         name=body["name"], files=files, boot=tuple(Boot(b) for b in body["boot"]),
         arch=body.get("arch", "x86_64"), cmdline=body.get("cmdline", ""), firmware=body.get("firmware", "bios"),
         user=body.get("user", Manifest.user), needs_memory=memory, needs_cpus=needs.get("cpus", 1),
-        description=body.get("description", ""), sources=tuple(body.get("sources", ())))
+        description=body.get("description", ""), made_from=tuple(body.get("made_from", ())),
+        sources=tuple(body.get("sources", ())))
     _check(manifest, where, error)
     stated = body.get("digest", manifest.digest)
     if stated != manifest.digest:
@@ -42,8 +44,9 @@ def manifest_from_dict(document: Any, where: str, error: type[VmjobError] = Imag
 
 def _file(entry: dict[str, Any], where: str, error: type[VmjobError]) -> ImageFile:
     role, form = entry["role"], entry["format"]
-    if form not in _FORMATS[role]:
-        raise error(f"{where}.format: {form!r} is no format of a {role}", f"one of {', '.join(_FORMATS[role])}")
+    fitting = _FORMATS[role.rstrip("0123456789")]
+    if form not in fitting:
+        raise error(f"{where}.format: {form!r} is no format of a {role}", f"one of {', '.join(fitting)}")
     return ImageFile(role, entry["path"], form, entry["size"], entry["sha256"], entry.get("virtual_size", 0))
 
 
@@ -52,6 +55,13 @@ def _check(manifest: Manifest, where: str, error: type[VmjobError]) -> None:
     paths = [f.path for f in manifest.files]
     if len(set(roles)) < len(roles) or len(set(paths)) < len(paths):
         raise error(f"{where}: files: two entries have the same role or path", "one file of each role")
+    layers = [f.role for f in manifest.layers]
+    if layers != [f"layer{n + 1}" for n in range(len(layers))] or (layers and "disk" not in roles):
+        raise error(f"{where}: files: layers are on a disk, and numbered from layer1 on", "name all of the chain")
+    for n, source in enumerate(manifest.sources):
+        if len(manifest.files) > 1 and not source.endswith("/") and not re.search(r"\{(path|sha256)\}", source):
+            raise error(f"{where}: sources.{n}: {source} cannot be the address of {len(manifest.files)} files",
+                        "end it with / where it is their folder, or put {path} or {sha256} in it")
     for boot in manifest.boot:
         lacking = [role for role in _NEEDED[boot] if role not in roles]
         if lacking:
@@ -72,7 +82,7 @@ def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
         "arch": manifest.arch, "boot": [b.value for b in manifest.boot], "cmdline": manifest.cmdline,
         "firmware": manifest.firmware, "user": manifest.user,
         "needs": {"memory": _size_text(manifest.needs_memory), "cpus": manifest.needs_cpus},
-        "files": files, "sources": list(manifest.sources),
+        "files": files, "made_from": list(manifest.made_from), "sources": list(manifest.sources),
     }
 
 

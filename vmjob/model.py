@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -37,9 +38,10 @@ class Boot(str, Enum):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One file of an image. ``role``: disk, kernel or initrd; ``format``: a QEMU block driver
-    for a disk (qcow2, raw, vmdk, vdi, vhdx), ``elf`` or ``bzimage`` for a kernel, ``cpio`` for an initrd.
-    ``path`` is relative to the manifest. Sizes in bytes; ``virtual_size`` is what the guest sees of a disk."""
+    """One file of an image. ``role``: disk, kernel, initrd, or layer1, layer2, … (what changes in the disk, one on the
+    other); ``format``: a QEMU block driver for a disk (qcow2, raw, vmdk, vdi, vhdx), ``elf`` or ``bzimage`` for a
+    kernel, ``cpio`` for an initrd, ``delta`` for a layer (image.delta). ``path`` is relative to the manifest. Sizes in
+    bytes; ``virtual_size`` is what the guest sees of a disk, of a layer: of the disk with it."""
 
     role: str
     path: str
@@ -51,7 +53,8 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The small description of an image that travels with it (``manifest.yaml``)."""
+    """The small description of an image that travels with it (``manifest.yaml``). ``made_from``: what went into it,
+    such as package=version. ``sources``: addresses that its files can be fetched from, see ``address``."""
 
     name: str
     files: tuple[ImageFile, ...]
@@ -63,6 +66,7 @@ class Manifest:
     needs_memory: int = 256 * 2**20
     needs_cpus: int = 1
     description: str = ""
+    made_from: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
 
     @property
@@ -86,13 +90,38 @@ class Manifest:
     def file(self, role: str) -> Optional[ImageFile]:
         return next((f for f in self.files if f.role == role), None)
 
+    @property
+    def layers(self) -> tuple[ImageFile, ...]:
+        """What changes the disk, lowest first."""
+        return tuple(sorted((f for f in self.files if f.role.startswith("layer")), key=lambda f: int(f.role[5:])))
+
+    @property
+    def virtual_size(self) -> int:
+        """Bytes of the disk as the guest sees it; 0 where there is none."""
+        top = (*self.layers[-1:], self.file("disk"))[0]
+        return top.virtual_size if top else 0
+
+
+def address(source: str, file: ImageFile) -> str:
+    """Where ``file`` is at a source of its image: a source that ends in / is a folder that holds all files by their
+    path; any other has {path} or {sha256} in it for the file's, or is the address of the image's only file."""
+    if source.endswith("/"):
+        return source + file.path
+    return source.replace("{path}", file.path).replace("{sha256}", file.sha256)
+
+
+# Brings the bytes of a file of an image from an offset on, from wherever they are.
+Fetch = Callable[[ImageFile, int], Iterator[bytes]]
+
 
 @dataclass(frozen=True)
 class Image:
-    """An image that is on this machine: the manifest, and the verified local path of each file by role."""
+    """An image that is on this machine: the manifest, and the verified local path of each file by role. ``chain``: its
+    disk as QEMU stacks it, the lowest first; one file where there are no layers, none where there is no disk."""
 
     manifest: Manifest
     paths: dict[str, Path]
+    chain: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +145,8 @@ class Input:
 
 @dataclass(frozen=True)
 class Job:
-    """A job as the user means it. Exactly one of ``command``, ``script`` and ``glidein`` is set."""
+    """A job as the user means it. Exactly one of ``command``, ``script`` and ``glidein`` is set. ``outputs_to``: the
+    address of a folder that the outputs are sent to from the node; empty: they come back with the job."""
 
     name: str
     image: str
@@ -124,6 +154,7 @@ class Job:
     script: str = ""
     inputs: tuple[Input, ...] = ()
     outputs: tuple[str, ...] = ()
+    outputs_to: str = ""
     environment: tuple[tuple[str, str], ...] = ()
     resources: Resources = field(default_factory=Resources)
     accel: Accel = Accel.AUTO
@@ -140,14 +171,16 @@ class Job:
 @dataclass(frozen=True)
 class Payload:
     """What is handed to a CE, or walked straight away by ``vmjob run``: the job, its image and the
-    archive of its inputs. ``image_files`` says where this side holds each file of the image (by role). ``token`` is
-    what a glide-in joins its pool with: it travels apart from the rest, and is kept in memory alone."""
+    archive of its inputs. ``image_files`` says where this side holds each file of the image (by role). ``lists``:
+    signed image lists that endorse the image (image.trust). ``token`` is what a glide-in joins its pool with: it
+    travels apart from the rest, and is kept in memory alone."""
 
     job: Job
     manifest: Manifest
     image_files: dict[str, Path]
     input_archive: Optional[Path] = None
     token: str = field(default="", repr=False)
+    lists: tuple[Path, ...] = ()
 
 
 # Bytes that QEMU's emulation keeps translated code in; left alone it takes up to a GiB beside the guest.

@@ -17,7 +17,7 @@ from vmjob.files import FULL
 from vmjob.glideins import Worked
 from vmjob.model import AccelChoice, Boot, Granted, Job, Payload, QemuInfo, Slot
 from vmjob.progress import Reporter, Stages
-from vmjob.result import Failure, Result
+from vmjob.result import Decision, Failure, Result, Staged
 
 if TYPE_CHECKING:
     from vmjob.guest.channel import Channel
@@ -50,6 +50,8 @@ class Run:
     peak_memory: int = 0
     console_tail: tuple[str, ...] = ()
     stop: str = ""
+    decision: Optional[Decision] = None
+    staged: tuple[Staged, ...] = ()
     worker: str = ""  # the guest's name in the pool of a glide-in
     glidein: Optional[Worked] = None
     started: float = field(default_factory=time.time)
@@ -87,7 +89,7 @@ class Run:
             cpu_seconds=round(self.cpu_seconds, 3), peak_memory=self.peak_memory, outputs=self.outputs,
             console_tail=self.console_tail if outcome == "failed" else (), stop=self.stop,
             started=round(self.started, 3), ended=round(time.time(), 3), host=socket.gethostname(),
-            glidein=self.glidein)
+            glidein=self.glidein, policy=self.decision, staged=self.staged)
 
 
 def failure_of(error: VmjobError) -> Failure:

@@ -25,6 +25,11 @@ def image_place(sha256: str) -> str:
     return f"image/{sha256}"
 
 
+def list_name(number: int) -> str:
+    """What a signed image list is called in the payload folder."""
+    return f"list-{number}.smime"
+
+
 def payload_document(payload: Payload) -> dict[str, Any]:
     """The document of payload.schema.json. The input archive is read for its digest. Raises OSError."""
     import vmjob
@@ -34,6 +39,8 @@ def payload_document(payload: Payload) -> dict[str, Any]:
         "image": manifest_to_dict(payload.manifest),
         "places": {file.role: image_place(file.sha256) for file in payload.manifest.files},
     }
+    if payload.lists:
+        body["lists"] = [list_name(n) for n in range(len(payload.lists))]
     archive = payload.input_archive
     if archive is not None:
         body["input"] = {"name": INPUT, "size": archive.stat().st_size, "sha256": hash_file(archive)[0]}
@@ -75,7 +82,8 @@ def read_payload(folder: Path, verify: bool = True, fetchable: bool = False) -> 
         elif not fetchable:
             raise ImageMissing(f"{places[0]}: the {file.role} of the image {manifest.name} is not there", _AGAIN)
     archive = _input(folder, body["input"], path, verify) if "input" in body else None
-    return Payload(_job_from_dict(body["job"], path), manifest, files, archive)
+    lists = tuple(folder / name for name in body.get("lists", ()) if (folder / name).is_file())
+    return Payload(_job_from_dict(body["job"], path), manifest, files, archive, lists=lists)
 
 
 def _input(folder: Path, body: dict[str, Any], where: Path, verify: bool) -> Path:
@@ -101,7 +109,7 @@ def _job_to_dict(job: Job) -> dict[str, Any]:
     return {
         "name": job.name, "image": job.image, "command": list(job.command), "script": job.script,
         "inputs": [{"source": one.source, "target": one.target} for one in job.inputs],
-        "outputs": list(job.outputs), "environment": dict(job.environment),
+        "outputs": list(job.outputs), "outputs_to": job.outputs_to, "environment": dict(job.environment),
         "resources": {"cpus": wants.cpus, "memory": wants.memory, "disk": wants.disk, "walltime": wants.walltime},
         "accel": job.accel.value, "network": job.network.value, "user": job.user,
         "boot": job.boot.value if job.boot else None, "glidein": glidein,
@@ -118,7 +126,8 @@ def _job_from_dict(body: dict[str, Any], where: Path) -> Job:
     return Job(
         name=body["name"], image=body["image"], command=command, script=script,
         inputs=tuple(Input(one["source"], one.get("target", "")) for one in body.get("inputs", ())),
-        outputs=tuple(body.get("outputs", ())), environment=tuple(body.get("environment", {}).items()),
+        outputs=tuple(body.get("outputs", ())), outputs_to=body.get("outputs_to", ""),
+        environment=tuple(body.get("environment", {}).items()),
         resources=Resources(**body.get("resources", {})), accel=Accel(body.get("accel", "auto")),
         network=Network(body.get("network", "nat")), user=body.get("user", ""), boot=Boot(boot) if boot else None,
         glidein=glidein or None)

@@ -28,6 +28,27 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What a site's policy said of the image and the job, and why. ``endorser``: the DN whose signature counted, if one
+    did; ``policies``: the files that were asked, none where the site has none."""
+
+    allowed: bool
+    reason: str
+    endorser: str = ""
+    policies: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Staged:
+    """An output that was sent to ``url``; its checksum is from before it left. Bytes."""
+
+    name: str
+    url: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Result:
     """What ``result.json`` holds (vmjob/schemas/result.schema.json); times in seconds, sizes in bytes.
 
@@ -64,6 +85,8 @@ class Result:
     ended: float = 0.0
     host: str = ""
     glidein: Optional[Worked] = None
+    policy: Optional[Decision] = None
+    staged: tuple[Staged, ...] = ()
 
     @property
     def failure_kind(self) -> str:
@@ -71,13 +94,14 @@ class Result:
         return self.failure.kind if self.failure else ""
 
     def to_json(self) -> dict[str, Any]:
-        """The document of result.schema.json; ``glidein`` only where there was one."""
+        """The document of result.schema.json; ``glidein`` and ``policy`` only where there was one."""
         from dataclasses import asdict
 
         import vmjob
 
         body = asdict(self)
-        if self.glidein is None:
-            del body["glidein"]
+        for key in ("glidein", "policy"):
+            if body[key] is None:
+                del body[key]
         body["stages"] = [{"name": s.name, "seconds": round(s.seconds, 4)} for s in self.stages]
         return {"vmjob": vmjob.__version__, "schema": 1, **body}

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Optional
 from vmjob import compose
 from vmjob.errors import OutputMissing, OutputTooLarge, VmjobError
 from vmjob.glideins import FOLDER, times
-from vmjob.model import ImageFile, Payload, Slot
+from vmjob.model import Fetch, ImageFile, Payload, Slot
 from vmjob.outcome import Run, failure_from_os, keep_result
 from vmjob.progress import Reporter
 from vmjob.result import Result
 from vmjob.units import format_size
 
 if TYPE_CHECKING:
-    from vmjob.image.blobs import Fetch
     from vmjob.image.store import Store
     from vmjob.slot.signals import Signals
 
@@ -118,8 +117,8 @@ def _learn(this: Run, stopped: bool) -> None:
 
 
 def _counted(this: Run, fetch: Fetch) -> Fetch:
-    def pieces(file: ImageFile) -> Iterator[bytes]:
-        for piece in fetch(file):
+    def pieces(file: ImageFile, start: int) -> Iterator[bytes]:
+        for piece in fetch(file, start):
             this.bytes_image += len(piece)
             yield piece
 

@@ -15,7 +15,7 @@ from vmjob import config
 from vmjob.chirp import Chirp, unavailable
 from vmjob.errors import VmjobError
 from vmjob.files import RESULT_FILES
-from vmjob.model import ImageFile
+from vmjob.model import Fetch, ImageFile
 from vmjob.outcome import failure_from_os, failure_of, keep_result
 from vmjob.progress import Reporter
 from vmjob.result import Result
@@ -24,7 +24,6 @@ from vmjob.slot.announce import Announcer, is_over
 from vmjob.slot.signals import Signals
 
 if TYPE_CHECKING:
-    from vmjob.image.blobs import Fetch
     from vmjob.stage.collect import Entry
 
 log = logging.getLogger("vmjob.run")
@@ -99,12 +98,12 @@ def _run(this: SlotRun, results: Path, announcer: Announcer, chirp: Optional[Chi
 def _fetch(image_at: str, chirp: Optional[Chirp]) -> Fetch:
     """Brings files of the image from the submit side. Fails when it is called: mostly the node has them."""
 
-    def pieces(file: ImageFile) -> Iterator[bytes]:
+    def pieces(file: ImageFile, start: int) -> Iterator[bytes]:
         from vmjob.slot import carrier
 
         if chirp is None:
             raise unavailable("the image")
-        return chirp.pieces(f"{carrier.find(image_at, chirp)}/{file.sha256}", file.size)
+        return chirp.pieces(f"{carrier.find(image_at, chirp)}/{file.sha256}", file.size, start)
 
     return pieces
 

@@ -39,7 +39,7 @@ give_up() {
  "stages": [], "accelerator": null, "qemu_version": "", "image": "", "image_digest": "", "boot": "",
  "boot_attempts": 0, "network": "", "cpus": 0, "memory": 0, "slot": "", "bytes_in": 0, "bytes_image": 0, "bytes_out": 0,
  "cpu_seconds": 0.0, "peak_memory": 0, "outputs": [], "console_tail": [], "stop": "", "started": 0.0, "ended": 0.0,
- "host": ""}
+ "host": "", "staged": []}
 EOF
             if [ -n "$pack" ] && command -v tar >/dev/null 2>&1; then
                 tar -cf "$pack.part" -C "$folder" result.json && mv "$pack.part" "$pack"

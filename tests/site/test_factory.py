@@ -21,7 +21,7 @@ import pytest
 
 from tests.conftest import Cli, Done
 from tests.site import secrets
-from tests.site.jobs import eventually, tool
+from tests.site.jobs import AT_CE, eventually, tool
 from tests.site.pool import Pool
 from tests.site.site import Site
 from tests.site.test_submit import Vmjob
@@ -418,10 +418,30 @@ def images(site: Site) -> int:
     return len(pool.query("true", "ClusterId"))
 
 
+def takes(site: Site, folder: Path, jobs: int) -> bool:
+    """Whether the compute element would take so many more of alice's."""
+    description = folder / "too-many"
+    description.write_text(f"executable = /bin/true\ntransfer_executable = false\nqueue {jobs}\n")
+    try:
+        said = tool(site, "condor_submit", *AT_CE, "-spool", "-terse", str(description))
+    except RuntimeError as error:
+        assert "MAX_JOBS_PER_OWNER" in str(error)
+        return False
+    cluster = said.split(".")[0]
+    tool(site, "condor_rm", *AT_CE, cluster)
+    eventually(lambda: not Pool(site).query(f"ClusterId == {cluster}", "ClusterId"))
+    return True
+
+
+def limit(site: Site, folder: Path, jobs: int) -> None:
+    """From now on alice may have so many jobs at the compute element, which acts by an old limit for some moments."""
+    eventually(lambda: takes(site, folder, jobs + 1))
+    site.config("ce", f"MAX_JOBS_PER_OWNER = {jobs}")
+    eventually(lambda: not takes(site, folder, jobs + 1))
+
+
 def test_a_schedd_that_is_full_is_asked_again(factory: Factory, broken: Site) -> None:
-    taken = images(broken)
-    broken.config("ce", f"MAX_JOBS_PER_OWNER = {max(1, taken)}")
-    time.sleep(2)
+    limit(broken, factory.cwd, max(1, images(broken)))
     process = factory.start("--max", 4, "--min", 4, "--backoff", "1s")
     factory.until_told(process, "takes no more jobs")
     broken.config("ce", "")
@@ -434,9 +454,7 @@ def test_a_submission_of_which_a_full_schedd_makes_no_job_yet_is_no_reason_for_a
                                                                                        broken: Site) -> None:
     assert factory.once("--max", 1, "--min", 1)["submitted"] == 1  # the image is there then
     assert factory("keep", "--drain").status == 0
-    taken = images(broken)
-    broken.config("ce", f"MAX_JOBS_PER_OWNER = {taken + 1}")  # room for the payload alone
-    time.sleep(2)
+    limit(broken, factory.cwd, images(broken) + 1)  # room for the payload alone
     assert factory.once("--max", 9, "--min", 4)["submitted"] == 4
     again = factory.once("--max", 9, "--min", 4)
     assert again["submitted"] == 0 and again["glideins"]["waiting"] == 4 and factory.queue() == []

@@ -26,9 +26,10 @@ from vmjob.batch.jobs import ATTRIBUTES, JobId, State, clusters_of, job_of, pars
 from vmjob.batch.pool import Pool, named
 from vmjob.batch.targets import Place, Target
 from vmjob.cli import tables
-from vmjob.errors import JobError, NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable, VmjobError
+from vmjob.errors import JobError, VmjobError
 from vmjob.model import Accel, Boot, ImageFile, Job, Manifest, Resources
 from vmjob.parameters import parameters
+from vmjob.pool_errors import NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable
 from vmjob.submission import request_of
 
 pytestmark = pytest.mark.unit

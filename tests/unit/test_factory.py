@@ -17,7 +17,7 @@ import pytest
 from vmjob.batch.demand import Demand, Wants, pool_at, schedds_of, size_of, workers
 from vmjob.batch.jobs import JobId, JobInfo, State, clusters_of
 from vmjob.batch.targets import Place
-from vmjob.errors import OutputRefused, PoolUnreachable
+from vmjob.errors import OutputRefused
 from vmjob.factory import (
     LONGEST_PAUSE,
     Counts,
@@ -35,6 +35,7 @@ from vmjob.factory import (
 )
 from vmjob.glideins import reserved_memory
 from vmjob.logbook import STEADY, STOPPED, Ended, Logbook
+from vmjob.pool_errors import PoolUnreachable
 from vmjob.progress import Reporter
 from vmjob.submission import _unpack
 

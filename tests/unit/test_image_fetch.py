@@ -28,7 +28,7 @@ class Elsewhere:
         self.folder, self.log, self.spoil = folder, log, 0
         log.touch()
 
-    def __call__(self, file: ImageFile) -> Iterator[bytes]:
+    def __call__(self, file: ImageFile, start: int) -> Iterator[bytes]:
         with self.log.open("a") as log:
             log.write(f"{file.role}\n")
         data = (self.folder / file.path).read_bytes()
@@ -127,7 +127,7 @@ def test_a_disk_that_fills_meanwhile_is_told(tmp_path: Path, monkeypatch: pytest
 def test_failures_on_the_way_leave_nothing(tmp_path: Path) -> None:
     one = image(tmp_path / "i")
 
-    def fetch(file: ImageFile) -> Iterator[bytes]:
+    def fetch(file: ImageFile, start: int) -> Iterator[bytes]:
         yield b"one"
         raise ImageMissing("gone")
 
@@ -140,8 +140,8 @@ def test_killed_while_fetching(tmp_path: Path) -> None:
     """The next one takes the lock and begins anew."""
     one, fetch = image(tmp_path / "i"), Elsewhere(tmp_path / "i", tmp_path / "log")
 
-    def slow(file: ImageFile) -> Iterator[bytes]:
-        for piece in fetch(file):
+    def slow(file: ImageFile, start: int) -> Iterator[bytes]:
+        for piece in fetch(file, start):
             yield piece
             time.sleep(60)
 

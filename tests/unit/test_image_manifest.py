@@ -17,7 +17,7 @@ MANIFEST = Manifest(
     "deb", (ImageFile("kernel", "vmlinuz", "bzimage", 10, "a" * 64), ImageFile("initrd", "i.img", "cpio", 20, "b" * 64),
             ImageFile("disk", "disk.qcow2", "qcow2", 30, "c" * 64, 2**32)),
     (Boot.JOB, Boot.SYSTEM), cmdline="net.ifnames=0", needs_memory=300 * 2**20, needs_cpus=2, description="Größe: 1",
-    sources=("linux=6.1",))
+    made_from=("linux=6.1",))
 
 
 def write(folder: Path, text: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmjob import errors, schema
+from vmjob import errors, pool_errors, schema
 from vmjob.errors import JobError
 from vmjob.job import job_from, load_job
 from vmjob.model import Accel, Boot, Input, Network
@@ -109,9 +109,9 @@ def test_every_error_has_a_status_in_its_band_and_no_two_leaves_share_one() -> N
         below = kind.__subclasses__()
         return [kind] if not below else [leaf for one in below for leaf in leaves(one)]
 
-    found = [leaf for leaf in leaves(errors.VmjobError) if leaf.__module__ == "vmjob.errors"]
+    found = [leaf for leaf in leaves(errors.VmjobError) if leaf.__module__ in ("vmjob.errors", "vmjob.pool_errors")]
     statuses = [leaf.status for leaf in found]
     assert len(set(statuses)) == len(statuses)
-    assert all(190 <= leaf.status <= 199 if issubclass(leaf, errors.PoolError) else 200 <= leaf.status <= 250
+    assert all(190 <= leaf.status <= 199 if issubclass(leaf, pool_errors.PoolError) else 200 <= leaf.status <= 250
                for leaf in found)
     assert all(f"{leaf.__name__}" in (errors.__doc__ or "") for leaf in found)

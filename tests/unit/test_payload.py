@@ -33,7 +33,7 @@ def make(folder: Path, job: Job = JOB, inputs: bool = True) -> Payload:
     archive = folder / "input.tar"
     archive.write_bytes(b"tar" * 1000)
     manifest = Manifest("deb", tuple(files), (Boot.SYSTEM,), cmdline="root=x", needs_memory=300 * 2**20 + 1,
-                        sources=("a", "b"))
+                        made_from=("a", "b"))
     payload = Payload(job, manifest, paths, archive if inputs else None)
     write_payload(folder, payload)
     return payload

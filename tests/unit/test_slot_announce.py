@@ -34,11 +34,12 @@ def leaves(kind: type[VmjobError]) -> list[type[VmjobError]]:
 
 
 RETRIED = {errors.ScratchFull, errors.QemuMissing, errors.KvmUnavailable, errors.NetworkRefused, errors.QemuFailed,
-           errors.CommandMissing, errors.ChirpFailed, errors.ClockWrong, errors.PoolOutOfReach}
+           errors.CommandMissing, errors.ChirpFailed, errors.ClockWrong, errors.PoolOutOfReach,
+           errors.ImageOutOfReach, errors.PolicyBroken}
 HELD = {errors.JobError, errors.InputMissing, errors.ImageError, errors.ImageMissing, errors.ImageCorrupt,
         errors.ImageRefused, errors.BuildFailed, errors.SlotError, errors.SlotTooSmall, errors.FolderBusy,
         errors.HostError, errors.CommandFailed, errors.WalltimeTooShort, errors.TokenRefused, errors.CondorMissing,
-        errors.CondorTooOld}
+        errors.CondorTooOld, errors.EndorsementRefused, errors.PolicyRefused}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in leaves(VmjobError) if kind.status >= 200], ids=lambda k: k.__name__)

@@ -14,8 +14,9 @@ from vmjob import process
 from vmjob.batch.jobs import JobInfo, State
 from vmjob.batch.pool import Pool, named
 from vmjob.batch.targets import Place
-from vmjob.errors import CommandMissing, JobsPending, JobUnknown, PoolError, SlotError, VmjobError
+from vmjob.errors import CommandMissing, SlotError, VmjobError
 from vmjob.payload import WRAPPER
+from vmjob.pool_errors import JobsPending, JobUnknown, PoolError
 
 TOOL = "condor_ssh_to_job"
 _FILES = {"out": "_condor_stdout", "err": "_condor_stderr"}

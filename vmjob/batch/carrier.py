@@ -21,7 +21,8 @@ from vmjob import config, process
 from vmjob.batch.description import Submission, carrier_description
 from vmjob.batch.pool import Pool, named, number, quote, translated
 from vmjob.batch.targets import Target
-from vmjob.errors import PoolError, PoolUnreachable, TransferFailed, VmjobError
+from vmjob.errors import VmjobError
+from vmjob.pool_errors import PoolError, PoolUnreachable, TransferFailed
 from vmjob.progress import Bar, Reporter
 from vmjob.units import format_size
 

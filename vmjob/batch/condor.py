@@ -16,7 +16,7 @@ from vmjob.batch.description import Parameters, Submission, jobs_description
 from vmjob.batch.jobs import ATTRIBUTES, Cluster, JobId, JobInfo, State, among, clusters_of, job_of
 from vmjob.batch.pool import Pool, quote, translated
 from vmjob.batch.targets import Target
-from vmjob.errors import JobUnknown, NameTaken, PoolRefused, PoolUnreachable
+from vmjob.pool_errors import JobUnknown, NameTaken, PoolRefused, PoolUnreachable
 from vmjob.progress import Reporter
 
 _OURS = "VmjobName =!= undefined"

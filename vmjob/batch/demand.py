@@ -14,8 +14,9 @@ from vmjob.batch.condor import Condor
 from vmjob.batch.jobs import ATTRIBUTES, JobId, JobInfo, State, clusters_of
 from vmjob.batch.pool import Ad, Pool, number, quote, translated
 from vmjob.batch.targets import Place
-from vmjob.errors import JobError, PoolError, PoolUnreachable
+from vmjob.errors import JobError
 from vmjob.glideins import reserved_memory, with_port
+from vmjob.pool_errors import PoolError, PoolUnreachable
 from vmjob.units import MIB
 
 FACTORY = "VmjobFactory"  # of a glide-in's machine ad: the factory's name

@@ -13,7 +13,8 @@ from typing import Any, Optional
 
 from vmjob.batch.description import Request
 from vmjob.batch.targets import Place
-from vmjob.errors import JobError, NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable, VmjobError
+from vmjob.errors import JobError, VmjobError
+from vmjob.pool_errors import NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable
 from vmjob.units import MIB, format_size
 
 Ad = Any  # classad2.ClassAd: a mapping that gives Python values, or classad2.Value for undefined and error

@@ -17,8 +17,9 @@ from vmjob.batch import targets
 from vmjob.batch.jobs import Cluster, JobId, JobInfo, State, among, first_failure, parse_id
 from vmjob.cli import report, tables
 from vmjob.cli.jobs import job_of
-from vmjob.errors import JobError, JobHeld, JobsPending, JobUnknown
+from vmjob.errors import JobError
 from vmjob.parameters import parameters
+from vmjob.pool_errors import JobHeld, JobsPending, JobUnknown
 from vmjob.units import parse_duration
 
 if TYPE_CHECKING:

@@ -14,18 +14,16 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
 from vmjob import config
 from vmjob.errors import ImageCorrupt, ImageMissing, ScratchFull
 from vmjob.files import CHUNK, FULL, chunks, hash_file, reflink
-from vmjob.model import ImageFile
+from vmjob.model import Fetch, ImageFile
 from vmjob.progress import Bar
 
-# The bytes of a file of an image, from its beginning, from wherever they are.
-Fetch = Callable[[ImageFile], Iterator[bytes]]
 _ROOM = "make room there, or set VMJOB_CACHE to a larger disk"
 
 
@@ -240,7 +238,7 @@ def _received(file: ImageFile, fetch: Fetch, target: Path, bar: Optional[Bar]) -
     target.unlink(missing_ok=True)
     with target.open("xb", buffering=0) as out:
         os.fchmod(out.fileno(), 0o444)
-        for piece in fetch(file):
+        for piece in fetch(file, 0):
             digest.update(piece)
             size += len(piece)
             _write(out.fileno(), memoryview(piece))

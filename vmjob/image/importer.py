@@ -43,7 +43,7 @@ def import_disk(file: Path, name: str, store: Store, firmware: Optional[str] = N
             sha256, size = hash_file(file, bar)
         disk = ImageFile("disk", f"disk.{info.format}", info.format, size, sha256, info.virtual_size)
         made = Manifest(name, (disk,), (Boot.DISK,), firmware=firmware, user=user or Manifest.user,
-                        needs_memory=needs_memory, description=description, sources=(source,))
+                        needs_memory=needs_memory, description=description, made_from=(source,))
         try:
             made = manifests.from_document(manifests.to_document(made), f"image {name}")
         except ImageError as wrong:

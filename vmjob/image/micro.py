@@ -54,7 +54,7 @@ def build_micro(out: Path, reporter: Reporter) -> Manifest:
         bar.advance(1)
     made = Manifest("micro", files, (Boot.JOB,), user=_USER, needs_memory=128 * MIB,
                     description="Linux and busybox in memory: for short scripts, tests and probes",
-                    sources=(kernel_source, busybox_source))
+                    made_from=(kernel_source, busybox_source))
     if made.size >= LIMIT:
         raise BuildFailed(f"the micro image would be {made.size / MIB:.1f} MiB", f"{KERNEL} has grown; report this")
     (out / manifest.FILE_NAME).write_text(manifest.dump(made))

@@ -20,8 +20,9 @@ from vmjob.errors import ImageCorrupt, ImageError, ImageMissing, ScratchFull
 from vmjob.files import hash_file
 from vmjob.image import formats
 from vmjob.image import manifest as manifests
-from vmjob.image.blobs import Blobs, Fetch, receive_file
-from vmjob.model import Image, ImageFile, Manifest
+from vmjob.image.blobs import Blobs, receive_file
+from vmjob.image.chain import chain
+from vmjob.model import Fetch, Image, ImageFile, Manifest
 from vmjob.progress import Bar, Reporter
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}\Z")
@@ -120,7 +121,7 @@ class Store:
                     paths[file.role] = self._open_file(file, source, lazy)
                 if file.role == "disk":
                     formats.check_header(paths[file.role], file.format, file.virtual_size, sources.get(file.role))
-        return Image(manifest, paths)
+        return Image(manifest, paths, chain(manifest, paths, self.blobs))
 
     def remove(self, ref: str) -> Manifest:
         """Remove an image, the names that mean it, and the blobs that no other image needs."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.chirp import Chirp, Value, literal
-from vmjob.errors import Interrupted, TokenRefused, VmjobError, WalltimeOver
+from vmjob.errors import Interrupted, StageOutFailed, TokenRefused, VmjobError, WalltimeOver
 from vmjob.progress import Bar, Reporter
 from vmjob.result import Failure, Result
 from vmjob.slot import sources
@@ -54,7 +54,7 @@ def is_over(result: Result) -> bool:
 
 
 def _somebody_must_mend(failure: Failure) -> bool:
-    return failure.status < _GUEST and failure.kind != WalltimeOver.__name__
+    return failure.status < _GUEST and failure.kind not in (WalltimeOver.__name__, StageOutFailed.__name__)
 
 
 def _reason(failure: Failure) -> str:
