@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
@@ -68,9 +67,10 @@ def run_job(job: Job, *, base: Optional[Path] = None, results: Optional[Path] = 
         return run(payload, slot, submit.home_of(payload), results=results, reporter=listener)
 
 
-def pack_job(job: Job, target: Path, *, base: Optional[Path] = None, reporter: Optional[Reporter] = None) -> int:
-    """Write the payload of ``job`` as a folder, or a file where ``target`` ends in .tar; its size in bytes.
-    Raises as run_job."""
+def pack_job(job: Job, target: Path, *, base: Optional[Path] = None, reporter: Optional[Reporter] = None,
+             carry: bool = False) -> int:
+    """Write the payload of ``job`` as a folder, or a file where ``target`` ends in .tar; its size in bytes. ``carry``:
+    with its image, although that has sources that nodes could fetch it from. Raises as run_job."""
     from vmjob import bundle
     from vmjob.image.store import Store
     from vmjob.slot.scratch import scratch as private
@@ -78,9 +78,7 @@ def pack_job(job: Job, target: Path, *, base: Optional[Path] = None, reporter: O
     listener = reporter or Reporter()
     with private(default_scratch()) as folder:
         payload = submit.resolve(job, base or Path(), Store(config.store_dir()), folder, listener)
-        # here and not only on the node: a broken image should not travel
-        image = submit.home_of(payload).open(payload.manifest, payload.image_files, listener)
-        return bundle.pack(replace(payload, image_files=image.paths), target, listener)
+        return bundle.pack(submit.carried(payload, listener, carry), target, listener)
 
 
 def submit_job(job: Job, to: Optional[str] = None, *, count: Optional[int] = None, settings: Sequence[str] = (),

@@ -8,7 +8,7 @@ from pathlib import Path
 from vmjob.errors import JobError, ScratchFull
 from vmjob.files import FULL, place, real_kind, write_secret
 from vmjob.model import Payload
-from vmjob.payload import INPUT, NAME, TOKEN, WRAPPER, image_place, write_payload
+from vmjob.payload import INPUT, NAME, TOKEN, WRAPPER, image_place, list_name, write_payload
 from vmjob.progress import Reporter
 from vmjob.pyz import PYZ, build_pyz, cached_pyz, wrapper_text
 from vmjob.slot.scratch import claim, scratch
@@ -65,7 +65,8 @@ def _check_target(target: Path) -> None:
     with claim(target):  # not while a job runs in it
         pass
     # results of a run by hand, or anything else that is somebody's, is not ours to replace
-    other = sorted({path.name for path in target.iterdir()} - {WRAPPER, PYZ, NAME, INPUT, TOKEN, "image"})
+    other = sorted({path.name for path in target.iterdir()}
+                   - {WRAPPER, PYZ, NAME, INPUT, TOKEN, "image", *map(list_name, range(10))})
     if other:
         raise JobError(f"{target} is a folder with something else than a payload in it, such as {other[0]}",
                        "give another name, or empty it")
@@ -80,26 +81,32 @@ def write_small(folder: Path, payload: Payload) -> None:
         place(cached_pyz(), folder / PYZ)
     except OSError:
         build_pyz(folder / PYZ)
+    for number, signed in enumerate(payload.lists):
+        place(signed, folder / list_name(number))
     write_payload(folder, payload)
 
 
 def _large(payload: Payload) -> list[tuple[str, Path]]:
     """(place in the payload, where it is now) of what is better not copied."""
     found = [(INPUT, payload.input_archive)] if payload.input_archive is not None else []
-    images = {image_place(file.sha256): payload.image_files[file.role] for file in payload.manifest.files}
-    return found + sorted(images.items())
+    return found + _image(payload)
+
+
+def _image(payload: Payload) -> list[tuple[str, Path]]:
+    return sorted((image_place(file.sha256), payload.image_files[file.role]) for file in payload.manifest.files
+                  if file.role in payload.image_files)
 
 
 def add_image(folder: Path, payload: Payload) -> None:
     """Put the image's files into the payload in ``folder``, linked where the disk can."""
-    (folder / "image").mkdir()
-    for file in payload.manifest.files:
-        place(payload.image_files[file.role], folder / image_place(file.sha256))
+    for name, path in _image(payload):
+        (folder / name).parent.mkdir(exist_ok=True)
+        place(path, folder / name)
 
 
 def _as_folder(folder: Path, large: list[tuple[str, Path]]) -> int:
-    (folder / "image").mkdir()
     for name, path in large:
+        (folder / name).parent.mkdir(exist_ok=True)
         place(path, folder / name)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
@@ -40,7 +41,8 @@ def job_from(document: dict[str, Any], where: str, name: str = "job") -> Job:
         command=_command(command, where),
         script=script,
         inputs=tuple(_input(one, f"{where}: inputs[{n}]") for n, one in enumerate(document.get("inputs", ()))),
-        outputs=tuple(check_output(glob, f"{where}: outputs") for glob in document.get("outputs", ())),
+        outputs=tuple(check_output(glob, f"{where}: outputs") for glob in _globs(document)),
+        outputs_to=check_address(_address(document), f"{where}: outputs.to"),
         environment=tuple(sorted((key, _env_text(value, f"{where}: environment.{key}"))
                                  for key, value in document.get("environment", {}).items())),
         resources=_resources(document.get("resources", {}), where),
@@ -84,6 +86,41 @@ def _glidein(document: dict[str, Any], where: str) -> Glidein:
         resource=document.get("resource", ""), idle=duration("idle") or 600, lifetime=duration("lifetime"),
         longest_job=duration("longest_job"), jobs=document.get("jobs"), start=document.get("start", ""),
         attributes=tuple(sorted(document.get("attributes", {}).items())), condor=document.get("condor", ""))
+
+
+def _globs(document: dict[str, Any]) -> list[str]:
+    """``outputs`` is a list of globs, or {files: list of globs, to: address}."""
+    outputs = document.get("outputs", [])
+    return list(outputs["files"] if isinstance(outputs, dict) else outputs)
+
+
+def _address(document: dict[str, Any]) -> str:
+    outputs = document.get("outputs")
+    return str(outputs["to"]) if isinstance(outputs, dict) else ""
+
+
+def check_address(text: str, where: str, environment: Optional[Mapping[str, str]] = None) -> str:
+    """The address of a folder that outputs are sent to, with what ``environment`` says in the place of ${NAME}; without
+    it only looked at. Raises JobError."""
+    from string import Template
+
+    try:
+        filled = Template(text).substitute(_Anything() if environment is None else environment)
+    except ValueError as bad:
+        raise JobError(f"{where}: {text!r}: {bad}", "write ${NAME} for a variable, and $$ for a dollar sign") from bad
+    except KeyError as unknown:
+        raise JobError(f"{where}: {text!r}: the job's environment has no {unknown.args[0]}",
+                       "set it in the job's environment, with --env or with --set") from unknown
+    host = text.split("/")[2] if re.match(r"(https?|davs?|roots?)://[^/]", text) else ""
+    if text and (not host or "@" in host or re.search(r"[\x00-\x20\x7f]|/\.\.(/|$)", filled)):
+        raise JobError(f"{where}: {text!r} is no address that outputs can be sent to",
+                       "such as https://HOST/FOLDER/ or root://HOST//FOLDER/, without spaces and passwords")
+    return text if environment is None else filled
+
+
+class _Anything(dict[str, str]):
+    def __missing__(self, name: str) -> str:
+        return name
 
 
 def check_output(glob: str, where: str) -> str:

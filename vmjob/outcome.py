@@ -50,6 +50,7 @@ class Run:
     peak_memory: int = 0
     console_tail: tuple[str, ...] = ()
     stop: str = ""
+    send_to: str = ""  # where outputs go, empty for back with the job
     decision: Optional[Decision] = None
     staged: tuple[Staged, ...] = ()
     worker: str = ""  # the guest's name in the pool of a glide-in

@@ -56,8 +56,8 @@ def write_payload(folder: Path, payload: Payload) -> Path:
 
 def read_payload(folder: Path, verify: bool = True, fetchable: bool = False) -> Payload:
     """The payload in an unpacked folder. With ``verify`` the input archive is read and compared with its digest
-    (the image's files are verified where they are used). ``fetchable``: files of the image may be missing, and
-    ``image_files`` then leaves them out.
+    (the image's files are verified where they are used). ``fetchable``, or where the image has sources: its files
+    may be missing, and ``image_files`` then leaves them out.
 
     Raises JobError naming file and key, ImageMissing when a file of the image is not there."""
     from vmjob import schema
@@ -79,7 +79,7 @@ def read_payload(folder: Path, verify: bool = True, fetchable: bool = False) -> 
         found = next((place for place in places if place.is_file()), None)
         if found:
             files[file.role] = found
-        elif not fetchable:
+        elif not fetchable and not manifest.sources:
             raise ImageMissing(f"{places[0]}: the {file.role} of the image {manifest.name} is not there", _AGAIN)
     archive = _input(folder, body["input"], path, verify) if "input" in body else None
     lists = tuple(folder / name for name in body.get("lists", ()) if (folder / name).is_file())

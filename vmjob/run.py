@@ -13,13 +13,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Optional
 
-from vmjob import compose
-from vmjob.errors import OutputMissing, OutputTooLarge, VmjobError
+from vmjob import compose, config
+from vmjob.errors import OutputMissing, OutputTooLarge, PolicyRefused, VmjobError
 from vmjob.glideins import FOLDER, times
+from vmjob.job import check_address
 from vmjob.model import Fetch, ImageFile, Payload, Slot
 from vmjob.outcome import Run, failure_from_os, keep_result
 from vmjob.progress import Reporter
 from vmjob.result import Result
+from vmjob.submit import fetch_of
 from vmjob.units import format_size
 
 if TYPE_CHECKING:
@@ -75,6 +77,8 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
     job, manifest = this.payload.job, this.payload.manifest
     with this.stages.stage("stage"):
         this.boot = compose.boot_method(job, manifest)
+        _admit(this)
+        this.send_to = check_address(job.outputs_to, "outputs.to", dict(job.environment))
         granted = grant(this.slot, job, manifest)  # what can never fit is told before anything is read
         if job.glidein:
             from vmjob.tokens import check
@@ -85,6 +89,7 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
         if this.payload.input_archive:
             this.bytes_in = this.payload.input_archive.stat().st_size
     with this.stages.stage("verify"):
+        fetch = fetch_of(manifest, this.reporter, fetch)
         image = store.open(manifest, this.payload.image_files, this.reporter, fetch and _counted(this, fetch), folder)
     with this.stages.stage("probe"):
         this.qemu = probe.find_qemu()
@@ -103,6 +108,19 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
             _learn(this, stopped=guest.stopped is not None)
     if guest.stopped:
         raise guest.stopped
+    if this.send_to and this.channel and this.channel.exit_status == 0:  # of a failed program they stay with the job
+        with this.stages.stage("send"):
+            _send(this)
+
+
+def _admit(this: Run) -> None:
+    """Ask the site's policy before a byte is moved. Raises PolicyRefused, PolicyBroken, EndorsementRefused."""
+    from vmjob.admission import admit
+
+    admitted = admit(this.payload, this.slot)
+    this.slot, this.decision = admitted.slot, admitted.decision
+    if this.decision and not this.decision.allowed:
+        raise PolicyRefused(this.decision.reason, admitted.hint)
 
 
 def _learn(this: Run, stopped: bool) -> None:
@@ -148,6 +166,21 @@ def _collect(this: Run, disk: Path) -> None:
         raise OutputMissing(f"the program left no file that matches '{missing[0]}'"
                             + (f" (nor {len(missing) - 1} other patterns)" if missing[1:] else ""),
                             "compare outputs in the job with what the program writes into its work folder")
+
+
+def _send(this: Run) -> None:
+    """The outputs from the results folder to where the job wants them. Those of a failure here stay in the folder, and
+    come back with the job. Raises StageOutFailed."""
+    from vmjob.stage.out import send
+
+    if this.results is None:
+        return
+    this.staged = send(this.results, this.outputs, this.send_to, timeout=config.stage_timeout(),
+                       rate=config.stage_rate(), reporter=this.reporter)
+    gone = {one.name for one in this.staged}
+    for name in gone:
+        (this.results / name).unlink()
+    this.outputs = tuple(name for name in this.outputs if name not in gone)
 
 
 def _there(glob: str, names: Sequence[str], results: Path) -> bool:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob import bundle, config, submit
 from vmjob.batch.description import Parameters, Request, Submission, token_names
-from vmjob.errors import FolderBusy, OutputMissing, OutputRefused, VmjobError
+from vmjob.errors import FolderBusy, JobError, OutputMissing, OutputRefused, VmjobError
 from vmjob.files import place, real_kind, write_secret
 from vmjob.glideins import SYSTEM_DISK
-from vmjob.model import Image, Job, Manifest, Payload
+from vmjob.model import Job, Manifest, Payload
 from vmjob.payload import INPUT, NAME, WRAPPER
 from vmjob.progress import Reporter
 from vmjob.pyz import PYZ
@@ -40,19 +40,18 @@ class Submitted:
 
 
 @contextmanager
-def packed(job: Job, base: Path, parameters: Parameters,
-           reporter: Reporter) -> Iterator[tuple[Submission, Payload, Path]]:
+def packed(job: Job, base: Path, parameters: Parameters, reporter: Reporter,
+           carry: bool = False) -> Iterator[tuple[Submission, Payload, Path]]:
     """The submission of ``job``, its payload, and a folder with the payload's files but the image's; gone at the end.
-    Raises ImageMissing, ImageError, InputMissing, JobError."""
+    ``carry``: as submit.carried. Raises ImageMissing, ImageError, InputMissing, JobError."""
     from vmjob.api import default_scratch
     from vmjob.image.store import Store
     from vmjob.slot.scratch import scratch
 
     with scratch(default_scratch()) as folder:
         payload = submit.resolve(job, base, Store(config.store_dir()), folder, reporter)
-        # here and not only on the node: a broken image should not travel
-        image = submit.home_of(payload).open(payload.manifest, payload.image_files, reporter)
-        payload = replace(payload, image_files=_by_digest(image, folder))
+        payload = submit.carried(payload, reporter, carry)
+        payload = replace(payload, image_files=_by_digest(payload, folder))
         out = folder / "payload"
         out.mkdir()
         bundle.write_small(out, payload)
@@ -61,12 +60,12 @@ def packed(job: Job, base: Path, parameters: Parameters,
         yield _submission(payload, parameters, tuple(sorted(path.name for path in out.iterdir()))), payload, out
 
 
-def _by_digest(image: Image, folder: Path) -> dict[str, Path]:
-    """The image's files by role, each called by its digest, as nodes ask for it; where neither store nor cache could
-    take them they have names of their own."""
-    paths = dict(image.paths)
-    for file in image.manifest.files:
-        if paths[file.role].name != file.sha256:
+def _by_digest(payload: Payload, folder: Path) -> dict[str, Path]:
+    """The image's files that travel, by role, each called by its digest, as nodes ask for it; where neither store nor
+    cache could take them they have names of their own."""
+    paths = dict(payload.image_files)
+    for file in payload.manifest.files:
+        if file.role in paths and paths[file.role].name != file.sha256:
             named = folder / file.sha256
             place(paths[file.role], named)
             paths[file.role] = named
@@ -81,7 +80,8 @@ def at_target(job: Job, target: Target) -> Job:
     return replace(job, glidein=replace(job.glidein, site=site))
 
 
-def describe(job: Job, base: Path, target: Target, parameters: Parameters) -> tuple[str, dict[str, Any]]:
+def describe(job: Job, base: Path, target: Target, parameters: Parameters,
+             carry: bool = False) -> tuple[str, dict[str, Any]]:
     """The submit file that ``submit_job`` would use, and the payload's document, without a network and without making
     anything: $(payload), $(image) and $(tokens) stand for the folders that the schedd gives. Raises as packed."""
     from vmjob.api import default_scratch
@@ -93,11 +93,12 @@ def describe(job: Job, base: Path, target: Target, parameters: Parameters) -> tu
     collect(job.inputs, base, default_scratch())
     job = at_target(job, target)
     manifest, files = Store(config.store_dir()).resolve(job.image)
-    payload = Payload(job, manifest, files)
+    payload = Payload(job, manifest, {} if manifest.sources and not carry else files)
     if target.kind == "local":
         return "", payload_document(payload)
     names = [WRAPPER, PYZ, NAME] + ([INPUT] if job.inputs else [])
-    text = jobs_description(target, _submission(payload, parameters, tuple(sorted(names))), SPOOL, "$(image)",
+    text = jobs_description(target, _submission(payload, parameters, tuple(sorted(names))), SPOOL,
+                            "$(image)" if payload.image_files else "",
                             "$(tokens)" if target.element else SPOOL)
     queue = f"queue {parameters.count}\n"
     if parameters.rows:
@@ -106,12 +107,17 @@ def describe(job: Job, base: Path, target: Target, parameters: Parameters) -> tu
     return f"{text}\n{queue}", payload_document(payload)
 
 
-def submit_job(job: Job, base: Path, target: Target, parameters: Parameters, reporter: Reporter) -> Submitted:
-    """Queue the jobs at ``target``, all or nothing. Raises as packed and batch.condor do."""
+def submit_job(job: Job, base: Path, target: Target, parameters: Parameters, reporter: Reporter,
+               carry: bool = False) -> Submitted:
+    """Queue the jobs at ``target``, all or nothing. ``carry``: as submit.carried. Raises as
+    packed and batch.condor do."""
     from vmjob.batch.condor import Condor
 
+    if job.outputs_to and parameters.count > 1 and "$" not in job.outputs_to.replace("$$", ""):
+        raise JobError(f"outputs.to: {job.outputs_to}: {parameters.count} jobs would overwrite each other's files",
+                       "put a parameter of the jobs in it: --set N='$(Process)' and .../${N}/")
     batch = Condor(target)
-    with packed(at_target(job, target), base, parameters, reporter) as (submission, payload, folder):
+    with packed(at_target(job, target), base, parameters, reporter, carry) as (submission, payload, folder):
         for name in submission.tokens:
             write_secret(folder / name, payload.token)
         cluster = batch.submit(submission, folder, reporter)
@@ -152,7 +158,8 @@ def _submission(payload: Payload, parameters: Parameters, files: tuple[str, ...]
         name=payload.job.name, image=manifest.name, digest=manifest.digest, parameters=parameters, files=files,
         # a node without a cache keeps the image in the job's own scratch
         request=request_of(payload.job, manifest, 2 * archive + manifest.size),
-        image_files={file.sha256: payload.image_files[file.role] for file in manifest.files},
+        image_files={file.sha256: payload.image_files[file.role] for file in manifest.files
+                     if file.role in payload.image_files},
         tokens=token_names(parameters.count) if payload.job.glidein else ())
 
 

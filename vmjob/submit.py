@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 from vmjob import compose, config
 from vmjob.errors import JobError
-from vmjob.model import Job, Payload
+from vmjob.model import Fetch, Job, Manifest, Payload
 from vmjob.progress import Reporter
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def resolve(job: Job, base: Path, store: Store, folder: Path, reporter: Reporter
     from vmjob.stage.archive import pack_inputs
 
     manifest, files = store.resolve(job.image)
+    if manifest.sources:  # what is not here is fetched where it is needed
+        files = {role: path for role, path in files.items() if path.exists()}
     compose.boot_method(job, manifest)
     token = token_of(job, base)
     archive = folder / "input.tar" if job.inputs else None
@@ -55,6 +58,24 @@ def _check_expression(text: str) -> None:
     except classad2.ClassAdException as wrong:
         raise JobError(f"glidein.start: {text!r} is no ClassAd expression",
                        "such as TARGET.RequestMemory < 2000") from wrong
+
+
+def carried(payload: Payload, reporter: Reporter, carry: bool = False) -> Payload:
+    """What of its image travels with the job: all files, verified here, as a broken image should not travel. Nothing
+    where nodes fetch it from its sources, unless ``carry``. Raises ImageMissing, ImageCorrupt, ImageOutOfReach."""
+    if payload.manifest.sources and not carry:
+        return replace(payload, image_files={})
+    image = home_of(payload).open(payload.manifest, payload.image_files, reporter, fetch_of(payload.manifest, reporter))
+    return replace(payload, image_files=image.paths)
+
+
+def fetch_of(manifest: Manifest, reporter: Reporter, way: Optional[Fetch] = None) -> Optional[Fetch]:
+    """Brings files of the image from its sources, or by the submit side's own ``way``; None where there is neither."""
+    if not manifest.sources:
+        return way
+    from vmjob.stage.sources import fetcher
+
+    return fetcher(manifest, carried=way, timeout=config.stage_timeout(), rate=config.stage_rate(), note=reporter.note)
 
 
 def home_of(payload: Payload) -> Store:

@@ -54,12 +54,13 @@ class Condor:
         a submission that fails nothing stays in the queue but an image that others can use."""
         self.check(submission)
         self.sweep()
-        image = carrier.image_carrier(self.pool, self.target, submission, reporter)
+        image = carrier.image_carrier(self.pool, self.target, submission, reporter).place \
+            if submission.image_files else ""  # nodes fetch it elsewhere
         with ExitStack() as undo:
             payload = carrier.payload_carrier(self.pool, self.target, submission, folder)
             undo.callback(carrier.remove, self.pool, [payload.cluster])
             tokens = carrier.token_carrier(self.pool, self.target, submission, payload, folder, reporter)
-            description = jobs_description(self.target, submission, payload.folder, image.place, tokens.place)
+            description = jobs_description(self.target, submission, payload.folder, image, tokens.place)
             cluster = self._queue(description, submission.parameters)
             undo.callback(self.remove, [JobId(cluster)])
             self._name_is_free(submission.name, below=cluster)  # of two that came at once the first one stays

@@ -69,8 +69,8 @@ def token_names(count: int) -> tuple[str, ...]:
 
 def jobs_description(target: Target, submission: Submission, payload: str, image_at: str, tokens_at: str = "") -> str:
     """The submit file of the jobs. ``payload``: the folder at the schedd; ``image_at``, ``tokens_at``: where the node
-    fetches the image and the token, a folder at the schedd or the carrier's CLUSTER.PROC there. Raises JobError where a
-    site's template cannot be read."""
+    fetches the image (empty: from its sources) and the token, a folder at the schedd or the carrier's CLUSTER.PROC
+    there. Raises JobError where a site's template cannot be read."""
     import vmjob
 
     request = submission.request
@@ -78,7 +78,7 @@ def jobs_description(target: Target, submission: Submission, payload: str, image
     arguments = f"--pack {RESULTS}"
     if target.image_with_job:
         inputs += [f"{image_at}/{sha256}" for sha256 in sorted(submission.image_files)]
-    else:
+    elif image_at:
         arguments += f" --image-at {image_at}"
     if submission.tokens and target.image_with_job:  # no Chirp there
         inputs.append(f"{payload}/{_TOKEN}")

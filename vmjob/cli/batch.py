@@ -52,7 +52,7 @@ def submit(args: argparse.Namespace) -> int:
         return first_failure(statuses)
     if args.results:
         raise JobError("--results is for the target local", "other results are brought by: vmjob fetch ID -o DIR")
-    done = submission.submit_job(job, base, target, wanted, reporter)
+    done = submission.submit_job(job, base, target, wanted, reporter, args.carry_image)
     if args.json:
         print(json.dumps({"id": str(done.cluster), "jobs": done.jobs, "name": done.name, "target": done.target}))
         return 0

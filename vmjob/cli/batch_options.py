@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from vmjob.cli.options import _job_options, _verb, _verbose, parameter_options
+from vmjob.cli.options import _job_options, _verb, _verbose, carry_option, parameter_options
 
 _SUBMIT_EXAMPLES = """\
 examples:
@@ -28,6 +28,7 @@ def add_verbs(verbs: Any) -> None:
     submit.add_argument("-n", "--count", type=int, metavar="N",
                         help="how many jobs (default: 1, or one a row of --from)")
     parameter_options(submit)
+    carry_option(submit)
     submit.add_argument("--results", metavar="DIR", help="(target local) folder for the results (default: NAME.out)")
     _common(submit)
 

@@ -44,7 +44,8 @@ def pack(args: argparse.Namespace) -> int:
     """``vmjob pack``: write the payload as a folder or a tar file."""
     job, base = job_of(args)
     out = Path(args.out)
-    size = api.pack_job(job, out, base=base, reporter=report.choose(json=args.json))
+    size = api.pack_job(job, out, base=base, reporter=report.choose(json=args.json),
+                         carry=args.carry_image)
     if args.json:
         print(json.dumps({"payload": str(out), "bytes": size, "job": job.name, "image": job.image}))
     else:
@@ -72,7 +73,7 @@ def plan(args: argparse.Namespace) -> int:
 def job_of(args: argparse.Namespace) -> tuple[Job, Path]:
     """The job of the command line (a file, options, or options over a file) and the folder its inputs are
     relative to. Raises JobError."""
-    from vmjob.job import check_output, job_from, name_from, parse_input
+    from vmjob.job import check_address, check_output, job_from, name_from, parse_input
     from vmjob.schema import check, load_yaml
 
     document: dict[str, Any] = {}
@@ -92,7 +93,13 @@ def job_of(args: argparse.Namespace) -> tuple[Job, Path]:
     job = job_from(check(document, "job", where), where, name)
     more_in = tuple(parse_input(_from_here(text, base), f"--input {text}") for text in args.input)
     more_out = tuple(check_output(glob, "--output") for glob in args.output)
-    return replace(job, inputs=job.inputs + more_in, outputs=job.outputs + more_out), base
+    job = replace(job, inputs=job.inputs + more_in, outputs=job.outputs + more_out)
+    if args.outputs_to:
+        if job.glidein or not job.outputs:
+            raise JobError(f"--outputs-to {args.outputs_to}: this job has no outputs to send",
+                           "say which: --output 'GLOB', or outputs in the job file")
+        job = replace(job, outputs_to=check_address(args.outputs_to, "--outputs-to"))
+    return job, base
 
 
 def _lay_options_over(document: dict[str, Any], args: argparse.Namespace) -> None:

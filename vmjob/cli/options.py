@@ -33,6 +33,7 @@ def add_verbs(verbs: Any) -> None:
                  "  (in the slot: tar xf payload.tar && sh vmjob-wrapper.sh)\n", _pack)
     _job_options(pack)
     pack.add_argument("-o", "--out", metavar="DIR|FILE.tar", required=True, help="folder or tar file to write")
+    carry_option(pack)
     pack.add_argument("--json", action="store_true", help="print what was written as JSON")
     _verbose(pack)
 
@@ -41,6 +42,7 @@ def add_verbs(verbs: Any) -> None:
                  "  vmjob plan job.yaml --to condor -n 10 --set SEED='$(Process)'\n", _plan)
     _job_options(plan)
     plan.add_argument("--to", metavar="TARGET", help="show what vmjob submit would hand to this target")
+    carry_option(plan)
     plan.add_argument("-n", "--count", type=int, metavar="N", help="(with --to) how many jobs")
     parameter_options(plan)
     plan.add_argument("--scratch", metavar="DIR", help="folder for temporary files (default: $TMPDIR or /var/tmp)")
@@ -108,12 +110,20 @@ def _job_options(one: argparse.ArgumentParser) -> None:
                      help="file, folder or glob to put into the guest's work folder (repeatable)")
     one.add_argument("--output", action="append", metavar="GLOB", default=[],
                      help="what to bring back from the work folder (repeatable)")
+    one.add_argument("--outputs-to", metavar="ADDRESS", dest="outputs_to",
+                     help="send them there (https, davs or root) from the node; ${NAME} is of the job's environment")
     one.add_argument("--env", action="append", metavar="NAME=VALUE", default=[],
                      help="environment variable in the guest (repeatable)")
     one.add_argument("--accel", choices=("auto", "kvm", "tcg"), help="kvm: fail rather than crawl (default: auto)")
     one.add_argument("--network", choices=("nat", "isolated", "none"), help="default: nat")
     one.add_argument("--user", metavar="NAME", help="user in the guest (default: the image's)")
     one.add_argument("--boot", choices=("job", "system", "disk"), help="boot method (default: the image's first)")
+
+
+def carry_option(one: argparse.ArgumentParser) -> None:
+    """Whether an image travels that nodes could fetch."""
+    one.add_argument("--carry-image", action="store_true",
+                     help="send the image along, although it has sources that nodes can fetch it from")
 
 
 def parameter_options(one: argparse.ArgumentParser) -> None:

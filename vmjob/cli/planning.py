@@ -43,7 +43,7 @@ def show_submission(job: Job, base: Path, args: argparse.Namespace) -> int:
     from vmjob.cli.batch import parameters_of
 
     target, wanted = targets.choose(args.to), parameters_of(args)
-    text, document = submission.describe(job, base, target, wanted)
+    text, document = submission.describe(job, base, target, wanted, args.carry_image)
     if args.json:
         print(json.dumps({"target": target.name, "submit": text, "payload": document, "jobs": wanted.count}, indent=1))
         return 0
