@@ -14,6 +14,9 @@ VMJOB_CACHE_LIMIT        most that a cache of images takes, a size              
 VMJOB_SHARED_CACHE       a node's images that an admin keeps, read-only         none
 VMJOB_STAGE_TIMEOUT      longest time to fetch an image or send outputs         1h
 VMJOB_STAGE_RATE         most bytes a second for that, a size                   no limit
+VMJOB_TOKEN_HOSTS        hosts that may see the job's token, besides its aud    none
+VMJOB_OSDF_FEDERATION    what osdf: stands for                                  osg-htc.org
+OSG_SQUID_LOCATION       the site's proxy for plain http, HOST:PORT             none
 VMJOB_POLICY             one more site policy: it can only forbid more          none
 X509_CERT_DIR            certificates of the authorities trusted for lists      /etc/grid-security/certificates
 VMJOB_ALLOW_USERNET      1: NAT also where the node's loopback is not guarded   refuse
@@ -119,7 +122,14 @@ def stage_rate() -> Optional[int]:
 def policy_files() -> list[Path]:
     """The site's policies that are here: all of them must allow a job. The environment can add one, not remove any."""
     more = os.environ.get("VMJOB_POLICY", "")
-    return [SITE_POLICY] * os.path.lexists(SITE_POLICY) + ([Path(more)] if more else [])
+    try:
+        SITE_POLICY.lstat()
+        own = [SITE_POLICY]
+    except (FileNotFoundError, NotADirectoryError):
+        own = []
+    except OSError:  # a folder that we may not look into hides no policy: whoever reads it then says what is wrong
+        own = [SITE_POLICY]
+    return own + ([Path(more)] if more else [])
 
 
 def ca_dir() -> Path:

@@ -112,9 +112,9 @@ def check_address(text: str, where: str, environment: Optional[Mapping[str, str]
         raise JobError(f"{where}: {text!r}: the job's environment has no {unknown.args[0]}",
                        "set it in the job's environment, with --env or with --set") from unknown
     host = text.split("/")[2] if re.match(r"(https?|davs?|roots?)://[^/]", text) else ""
-    if text and (not host or "@" in host or re.search(r"[\x00-\x20\x7f]|/\.\.(/|$)", filled)):
+    if text and (not host or "@" in host or re.search(r"[\x00-\x20\x7f]|[?#]|/\.\.(/|$)", filled)):
         raise JobError(f"{where}: {text!r} is no address that outputs can be sent to",
-                       "such as https://HOST/FOLDER/ or root://HOST//FOLDER/, without spaces and passwords")
+                       "such as https://HOST/FOLDER/ or root://HOST//FOLDER/, without spaces, passwords and ?")
     return text if environment is None else filled
 
 

@@ -190,7 +190,8 @@ TCG_BUFFER = 256 * 2**20
 @dataclass(frozen=True)
 class Slot:
     """What the batch system granted. None means: it set no limit. Bytes and seconds; ``time_left``
-    counts from ``detect`` on. ``sources`` names who said so (htcondor, slurm, pbs, cgroup, mjf, machine)."""
+    counts from ``detect`` on. ``guest_memory``: most that a site's policy leaves the guest, whatever QEMU takes beside.
+    ``sources`` names who said so (htcondor, slurm, pbs, cgroup, mjf, machine)."""
 
     kind: str
     scratch: Path
@@ -201,6 +202,7 @@ class Slot:
     batch: bool = False
     sources: tuple[str, ...] = ()
     job_id: str = ""
+    guest_memory: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -238,9 +240,9 @@ class Granted:
 @dataclass(frozen=True)
 class VmSpec:
     """Everything the QEMU command line depends on; see vm.cmdline. Socket paths are relative to
-    QEMU's working folder (a private 0700 folder), so that their length never matters. ``backing`` is
-    the image below ``overlay``, its format told so that QEMU never guesses; ``netdev`` and
-    ``netdev_extra`` come from vm.net.network."""
+    QEMU's working folder (a private 0700 folder), so that their length never matters. ``chain``: the
+    disks below ``overlay``, the lowest first, each a path and its format, told so that QEMU never
+    guesses; ``netdev`` and ``netdev_extra`` come from vm.net.network."""
 
     qemu: str
     accel: str
@@ -255,8 +257,7 @@ class VmSpec:
     firmware_code: str = ""
     firmware_vars: str = ""
     overlay: str = ""
-    backing: str = ""
-    backing_format: str = ""
+    chain: tuple[tuple[str, str], ...] = ()
     input_disk: str = ""
     output_disk: str = ""
     seed_disk: str = ""

@@ -89,6 +89,7 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
         if this.payload.input_archive:
             this.bytes_in = this.payload.input_archive.stat().st_size
     with this.stages.stage("verify"):
+        stack.enter_context(store.hold(manifest))  # nobody makes room with what we boot from
         fetch = fetch_of(manifest, this.reporter, fetch)
         image = store.open(manifest, this.payload.image_files, this.reporter, fetch and _counted(this, fetch), folder)
     with this.stages.stage("probe"):

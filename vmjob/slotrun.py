@@ -85,7 +85,7 @@ def _run(this: SlotRun, results: Path, announcer: Announcer, chirp: Optional[Chi
         if payload.job.glidein:
             payload = replace(payload, token=this.token or token.fetch(this.token_at, chirp))
         slot = detect(os.environ, this.folder)
-        store = Store(config.cache_dir())
+        store = Store(config.cache_dir(), cache=True)
         # once it runs, the run hears the signals; after it they only shorten the end
         signals.listener = announcer.hurry
         return run(payload, slot, store, results=results, reporter=announcer,

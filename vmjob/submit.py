@@ -10,9 +10,14 @@ from vmjob import compose, config
 from vmjob.errors import JobError
 from vmjob.model import Fetch, Job, Manifest, Payload
 from vmjob.progress import Reporter
+from vmjob.units import format_size
 
 if TYPE_CHECKING:
     from vmjob.image.store import Store
+
+
+_LIST = 4 * 2**20  # bytes of a signed list that travels with each payload
+_LISTS = 8
 
 
 def resolve(job: Job, base: Path, store: Store, folder: Path, reporter: Reporter) -> Payload:
@@ -31,7 +36,22 @@ def resolve(job: Job, base: Path, store: Store, folder: Path, reporter: Reporter
     archive = folder / "input.tar" if job.inputs else None
     if archive:
         pack_inputs(job.inputs, base, archive, reporter)
-    return Payload(job, manifest, files, archive, token)
+    return Payload(job, manifest, files, archive, token, _lists(manifest, reporter))
+
+
+def _lists(manifest: Manifest, reporter: Reporter) -> tuple[Path, ...]:
+    """Signed lists that name the image, of those that the user follows: nodes may ask who vouches for it."""
+    from vmjob.image import subscriptions
+
+    folder = subscriptions.user_folder()
+    if not folder.is_dir():
+        return ()
+    found = subscriptions.naming(manifest.digest, [folder])
+    small = [path for path in found if path.stat().st_size <= _LIST]
+    if len(small) < len(found):
+        reporter.note(f"a list of more than {format_size(_LIST)} stays here; sites that accept its endorser follow it "
+                      "themselves")
+    return tuple(small[:_LISTS])
 
 
 def token_of(job: Job, base: Path) -> str:
@@ -85,4 +105,4 @@ def home_of(payload: Payload) -> Store:
 
     store = config.store_dir()
     own = all(store in path.parents for path in payload.image_files.values())
-    return Store(store if own else config.cache_dir())
+    return Store(store) if own else Store(config.cache_dir(), cache=True)

@@ -144,9 +144,12 @@ def choose(quiet: bool = False, json: bool = False) -> Reporter:
 
 
 def say(text: str) -> None:
-    """A line of ours among the program's output; strangers' names in it cannot steer a terminal."""
+    """A line of ours among the program's output, and those below it that are indented by two spaces; strangers' names
+    in it cannot steer a terminal."""
+    lines = "\nvmjob:   ".join("".join(c if c.isprintable() else chr(0xfffd) for c in line)
+                               for line in text.split("\n  "))
     with contextlib.suppress(OSError):  # nobody listens any more: the run and its status go on
-        print(f"vmjob: {''.join(c if c.isprintable() else chr(0xfffd) for c in text)}", file=sys.stderr, flush=True)
+        print(f"vmjob: {lines}", file=sys.stderr, flush=True)
 
 
 def tame(data: bytes) -> bytes:

@@ -1,0 +1,190 @@
+"""Outputs to a storage that the job names: by HTTP (https, davs) or by XRootD's own copy program (root, roots).
+
+A file's checksum is taken before it leaves; what has arrived is held against its size, and against the checksum where
+the server knows it. A file that is there already is replaced: the batch system may run a job twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Optional
+from urllib.parse import quote, urlsplit
+
+from vmjob import process
+from vmjob.errors import CommandFailed, StageOutFailed
+from vmjob.files import hash_file
+from vmjob.progress import Bar, Reporter
+from vmjob.result import Staged
+from vmjob.stage.credentials import shown
+from vmjob.stage.flow import PATIENCE, Clock, Failed, Patience, Throttle
+from vmjob.stage.web import Web
+
+_UNKNOWN = ("401", "403", "405", "501")  # answers of a server that lets us write, and not look
+_NO_FOLDER = ("409", "404", "500")  # RFC 4918's answer where the folder is not there, and what others say (nginx: 500)
+_SAFE = "/~:@!$&'()*+,;="
+
+
+@dataclass(frozen=True)
+class _Outgoing:
+    """One file on its way; ``sha256`` in hexadecimal digits, size in bytes."""
+
+    path: Path
+    url: str
+    size: int
+    sha256: str
+
+
+def send(folder: Path, names: Sequence[str], to: str, *, timeout: float, rate: Optional[int] = None,
+         reporter: Optional[Reporter] = None, patience: Patience = PATIENCE) -> tuple[Staged, ...]:
+    """Send the plain files among ``names`` (relative to ``folder``) into the folder at the address ``to``; what was
+    sent. Links and folders stay. ``timeout``: seconds for all of them; ``rate``: most bytes a second. Nothing is
+    removed here.
+
+    Raises StageOutFailed, also when some files have arrived.
+    """
+    reporter = reporter or Reporter()
+    files = [name for name in names if (folder / name).is_file() and not (folder / name).is_symlink()]
+    clock, done = Clock(timeout), list[Staged]()
+    put = _xrootd if urlsplit(to).scheme in ("root", "roots") else _Http(patience, Throttle(rate, clock), reporter.note)
+    total = sum((folder / name).stat().st_size for name in files)
+    with clock, reporter.bar("send", total) as bar:
+        for name in files:
+            sha256, size = hash_file(folder / name)
+            one = _Outgoing(folder / name, target(to, name), size, sha256)
+            try:
+                _until_there(lambda one=one: put(one, bar, clock), clock, patience)  # type: ignore[misc]
+            except Failed as failure:
+                raise StageOutFailed(
+                    f"{name} could not be sent to {shown(one.url)}: {failure}",
+                    f"{len(done)} of {len(files)} files were sent; all are among the job's results too. Check the "
+                    "address, and that the job has a token or proxy that may write there (docs/user.md)") from failure
+            done.append(Staged(name, one.url, size, sha256))
+    return tuple(done)
+
+
+def target(to: str, name: str) -> str:
+    """Address of the file ``name`` in the folder ``to``. Pure. Raises StageOutFailed where it has none."""
+    if not to.startswith("root"):
+        return f"{to.rstrip('/')}/{quote(name, safe=_SAFE)}"
+    if set(name) & set("?#"):  # XRootD takes a path as it stands, up to there
+        raise StageOutFailed(f"{name}: XRootD's tools take no name with ? or # in it", "call the output otherwise")
+    return f"{to.rstrip('/')}/{name}"
+
+
+def _until_there(put: Callable[[], None], clock: Clock, patience: Patience) -> None:
+    """Try again what may pass, with longer and longer pauses. Raises Failed."""
+    pause = patience.pause
+    for last in (*[False] * (patience.tries - 1), True):
+        try:
+            put()
+            return
+        except Failed as failure:
+            if not failure.final and clock.left <= pause:
+                raise Failed(f"{failure} (and the time for it, {clock.seconds:.0f} s, is over)") from failure
+            if failure.final or last:
+                raise
+            clock.sleep(max(failure.after, pause * (0.5 + random.random())))
+            pause *= 2
+
+
+# ---------------------------------------------------------------- HTTP
+
+
+class _Http:
+    def __init__(self, patience: Patience, throttle: Throttle, note: Callable[[str], None]) -> None:
+        self._web, self._throttle = Web(patience, note), throttle
+
+    def __call__(self, one: _Outgoing, bar: Bar, clock: Clock) -> None:
+        url = re.sub(r"^davs?:", "https:" if one.url.startswith("davs:") else "http:", one.url)
+        try:
+            self._put(one, url, bar, clock)
+        except Failed as failure:
+            if not str(failure).startswith(_NO_FOLDER):
+                raise
+            self._make_folders(url)
+            self._put(one, url, bar, clock)
+        self._look(one, url)
+
+    def _put(self, one: _Outgoing, url: str, bar: Bar, clock: Clock) -> None:
+        digest = base64.b64encode(bytes.fromhex(one.sha256)).decode()
+        with contextlib.ExitStack() as stack:
+            def body() -> _Body:
+                file = stack.enter_context(one.path.open("rb"))
+                return _Body(file, one.size, bar, self._throttle, clock)
+
+            self._web.request("PUT", url, lambda _: {"Repr-Digest": f"sha-256=:{digest}:"}, data=body, trusted=True,
+                              proxy_certificate=True).close()
+
+    def _make_folders(self, url: str) -> None:
+        parts = urlsplit(url)
+        above = list(PurePosixPath(parts.path).parents)[:-1]
+        for folder in reversed(above):
+            with contextlib.suppress(Failed):  # it is there, or is not ours to make: the next PUT tells
+                self._web.request("MKCOL", parts._replace(path=f"{folder}/").geturl(), lambda _: {}, trusted=True,
+                                  proxy_certificate=True).close()
+
+    def _look(self, one: _Outgoing, url: str) -> None:
+        """Is it there, as it was sent? Raises Failed."""
+        try:
+            answer = self._web.request("HEAD", url, lambda _: {"Want-Digest": "sha-256"}, trusted=True,
+                                       proxy_certificate=True, fresh=True)
+        except Failed as failure:
+            if str(failure).startswith(_UNKNOWN):
+                return
+            raise
+        answer.close()
+        size = answer.headers.get("Content-Length", "")
+        if size.isdecimal() and int(size) != one.size:
+            raise Failed(f"{size} bytes have arrived of {one.size}")
+        found = re.search(r"sha-256=([A-Za-z0-9+/=]+)", answer.headers.get("Digest", ""))
+        if found and found.group(1) != base64.b64encode(bytes.fromhex(one.sha256)).decode():
+            raise Failed("other bytes have arrived: the server tells another SHA-256")
+
+
+class _Body:
+    """A file as the body of a request: its length is known, its speed limited, and it ends at the deadline."""
+
+    def __init__(self, file: BinaryIO, size: int, bar: Bar, throttle: Throttle, clock: Clock) -> None:
+        self._file, self._size, self._bar, self._throttle, self._clock = file, size, bar, throttle, clock
+
+    def __len__(self) -> int:
+        return self._size
+
+    def read(self, amount: int = -1) -> bytes:
+        if self._clock.left <= 0:
+            raise TimeoutError(f"the time for it, {self._clock.seconds:.0f} s, is over")
+        data = self._file.read(min(amount, self._throttle.piece) if amount > 0 else self._throttle.piece)
+        self._throttle.passed(len(data))
+        self._bar.advance(len(data))
+        return data
+
+
+# ---------------------------------------------------------------- XRootD
+
+
+def xrdcp_argv(program: str, path: Path, url: str) -> list[str]:
+    """--posc: a file that did not come whole does not stay; --path: folders are made. Pure."""
+    return [program, "--nopbar", "--silent", "--force", "--posc", "--path", str(path.absolute()), url]
+
+
+def _xrootd(one: _Outgoing, bar: Bar, clock: Clock) -> None:
+    copy, look = (process.require(name, "xrootd-client") for name in ("xrdcp", "xrdfs"))
+    parts = urlsplit(one.url)
+    env = {"XRD_CONNECTIONRETRY": "2", "XRD_STREAMERRORWINDOW": "30", "XRD_LOGLEVEL": "Error", **os.environ}
+    try:
+        process.run(xrdcp_argv(copy, one.path, one.url), env=env, timeout=max(1.0, clock.left))
+        said = process.run([look, f"{parts.scheme}://{parts.netloc}", "stat", re.sub("^/+", "/", parts.path)], env=env,
+                           timeout=max(1.0, clock.left)).stdout.decode(errors="replace")
+    except CommandFailed as failed:
+        raise Failed(failed.message, final=bool(re.search(r"[Pp]ermission|[Aa]uth", failed.output))) from failed
+    size = re.search(r"^Size:\s*(\d+)", said, re.MULTILINE)
+    if size and int(size.group(1)) != one.size:
+        raise Failed(f"{size.group(1)} bytes have arrived of {one.size}")
+    bar.advance(one.size)
