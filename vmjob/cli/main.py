@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line; handlers are imported only when called, so that --help is quick."""
-    from vmjob.cli import batch_options, glidein_options, image_options, options
+    from vmjob.cli import batch_options, glidein_options, image_options, options, policy
 
     top = Parser(
         prog="vmjob", description="Run a virtual machine image as an ordinary grid job.", epilog=_EXAMPLES,
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     batch_options.add_verbs(verbs)
     glidein_options.add_verbs(verbs)
     image_options.add_verbs(verbs)
+    policy.add_verbs(verbs)
     return top
 
 

@@ -66,6 +66,8 @@ def _memory(slot: Slot, job: Job, manifest: Manifest, overhead: int) -> int:
         raise JobError(f"resources.memory is {format_size(asked)}, the image {manifest.name} needs "
                        f"{format_size(least)}", f"set resources.memory to at least {least // MIB}MiB")
     most = max(0, (slot.memory - overhead) * _PER_MEMORY // (_PER_MEMORY + 1)) // MIB * MIB
+    if slot.guest_memory is not None:
+        most = min(most, slot.guest_memory // MIB * MIB)
     if asked is None:
         asked = max(least, most if slot.batch else min(most, DEFAULT_MEMORY))
     # QEMU takes memory in whole MiB: rounded up, as a job may count on what it asked for

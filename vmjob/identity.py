@@ -1,0 +1,95 @@
+"""Who asks to run a job on this node: what is known of her, and who says so."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from vmjob.verdict import Fact
+
+log = logging.getLogger("vmjob.run")
+
+
+def who(environ: Mapping[str, str]) -> tuple[Fact, ...]:
+    """What is known of who runs this, and by whom.
+
+    Vouched for: user and groups, by the kernel; issuer and groups of the token that a job was submitted with, by
+    HTCondor: the schedd sets them when it has checked the token, a user's own setting of them is ignored, and the job's
+    ad was written by the starter, as the file's owner tells. Not vouched for: VO and FQAN of an X.509 proxy in that ad,
+    because HTCondor reads them from the proxy without checking the signature of the VO."""
+    found = [Fact("user", _user_name(os.getuid()), "the kernel", True)]
+    found += [Fact("group", _group_name(gid), "the kernel", True) for gid in sorted({os.getgid(), *os.getgroups()})]
+    return (*found, *_of_ad(environ.get("_CONDOR_JOB_AD", "")))
+
+
+def known_user(name: str, even_unknown: bool = False) -> tuple[Fact, ...]:
+    """What the kernel would say of a user's processes. Raises JobError where this machine does not know her."""
+    import pwd
+
+    from vmjob.errors import JobError
+
+    user = Fact("user", name, "the kernel", True)
+    try:
+        gids = os.getgrouplist(name, pwd.getpwnam(name).pw_gid)
+    except KeyError as unknown:
+        if even_unknown:
+            return (user,)
+        raise JobError(f"--as {name}: this machine has no such user",
+                       "say her groups too (--group), and she need not exist") from unknown
+    return (user, *(Fact("group", _group_name(gid), "the kernel", True) for gid in sorted(set(gids))))
+
+
+def _of_ad(path: str) -> list[Fact]:
+    if not path:
+        return []
+    from vmjob.slot.sources import classad
+    try:
+        # the owner of what is read, not of what lay there a moment before
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            ours = _by_htcondor(os.fstat(file.fileno())) and Path(path).name == ".job.ad"
+            ad = classad(file.read(2**20).decode(errors="replace"))
+    except OSError as unreadable:
+        log.warning("_CONDOR_JOB_AD names %s, which cannot be read: %s", path, unreadable.strerror)
+        return []
+    found = []
+    for key, kind, proved in (("authtokenissuer", "issuer", True), ("authtokengroups", "fqan", True),
+                              ("x509userproxyvoname", "vo", False), ("x509userproxyfirstfqan", "fqan", False)):
+        by = "HTCondor's token" if proved else "the job's X.509 proxy"
+        for value in ad.get(key, "").split(",") if proved and kind == "fqan" else [ad.get(key, "")]:
+            if value:
+                found.append(Fact(kind, value, by if ours else f"the file {path}", proved and ours))
+    return found
+
+
+def _by_htcondor(found: os.stat_result) -> bool:
+    """Did HTCondor's starter write this file, and could nobody who is not HTCondor or root change it since? Where
+    HTCondor runs as the user herself, it proves nothing."""
+    import pwd
+
+    try:
+        condor = pwd.getpwnam("condor").pw_uid
+    except KeyError:
+        condor = 0
+    return stat.S_ISREG(found.st_mode) and found.st_uid in {0, condor} - ({os.getuid()} - {0}) \
+        and not found.st_mode & 0o022
+
+
+def _user_name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group_name(gid: int) -> str:
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
