@@ -10,7 +10,8 @@ from bench import report
 from bench.common import ROUNDS, Bench, Row
 
 # in the order of the issue; each module has ``measure(bench) -> list[Row]``
-PARTS = ("pack", "verify", "run", "debian", "outputs", "start", "many", "pool", "glidein")
+PARTS = ("pack", "verify", "cache", "lists", "fetch", "run", "debian", "outputs", "start", "many", "layers",
+         "staging", "pool", "glidein")
 
 
 def main() -> int:

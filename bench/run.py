@@ -21,10 +21,10 @@ def measure(bench: Bench) -> list[Row]:
                 peer="bare QEMU, boot to poweroff")]
 
 
-def bare(bench: Bench, work: Path) -> list[str]:
+def bare(bench: Bench, work: Path, image: str = "micro") -> list[str]:
     """The shortest command line with vmjob's own machine, CPU, memory, kernel, initramfs and kernel arguments; the
     initramfs has a second /init appended that powers off at once."""
-    plan = bench.plan("micro")["qemu"]
+    plan = bench.plan(image)["qemu"]
     tree = Tree()
     tree.file("poweroff", _INIT, 0o755)
     initramfs = work / "initrd"

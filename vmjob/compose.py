@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmjob.errors import JobError
+from vmjob.image.chain import formats
 from vmjob.model import AccelChoice, Boot, Granted, Job, Manifest, QemuInfo, VmSpec
 from vmjob.units import parse_duration
 from vmjob.vm import cmdline
@@ -19,7 +20,8 @@ SILENCE = 60
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Files of one run: image files by role, and what the run itself makes (names in the run folder)."""
+    """Files of one run: image files by role, the image's chain of disks (model.Image), and what the run itself makes
+    (names in the run folder)."""
 
     image: dict[str, Path]
     input_disk: str = ""
@@ -27,6 +29,7 @@ class RunFiles:
     overlay: str = "overlay.qcow2"
     seed: str = "seed.iso"
     firmware_vars: str = "uefi-vars.fd"
+    chain: tuple[Path, ...] = ()
 
 
 def boot_method(job: Job, manifest: Manifest) -> Boot:
@@ -58,8 +61,8 @@ def compose(job: Job, manifest: Manifest, granted: Granted, qemu: QemuInfo, acce
     """The machine of one run. ``firmware_code``: for an image that boots by UEFI; ``link``: from vm.net;
     ``host_khz``: from vm.probe, for emulation; ``attempt``: which boot of this run it is."""
     boot = boot_method(job, manifest)
-    disk = manifest.file("disk")  # what each boot method needs is there, or the manifest was refused
-    direct = boot is not Boot.DISK
+    direct = boot is not Boot.DISK  # what each boot method needs is there, or the manifest was refused
+    disks = tuple(zip(map(str, files.chain or _unmade(manifest, files)), formats(manifest)))
     arguments = cmdline.kernel_arguments(boot, accel.name, manifest.cmdline, host_khz) if direct else ""
     if direct and link.netdev:
         # no DHCP: what we put into the image sets the address at once
@@ -72,8 +75,12 @@ def compose(job: Job, manifest: Manifest, granted: Granted, qemu: QemuInfo, acce
         initrd=str(files.image["initrd"]) if direct else "",
         cmdline=arguments,
         firmware_code=firmware_code, firmware_vars=files.firmware_vars if firmware_code else "",
-        overlay=files.overlay if disk else "", backing=str(files.image["disk"]) if disk else "",
-        backing_format=disk.format if disk else "",
+        overlay=files.overlay if disks else "", chain=disks,
         input_disk=files.input_disk, output_disk=files.output_disk if job.outputs else "",
         seed_disk=files.seed if boot is Boot.DISK else "",
         netdev=link.netdev, netdev_extra=link.extra, cpu_model=cmdline.cpu_model(accel.name, qemu.version, attempt))
+
+
+def _unmade(manifest: Manifest, files: RunFiles) -> list[Path]:
+    """For a plan, which makes nothing of layers."""
+    return [files.image[file.role] for file in (manifest.file("disk"), *manifest.layers) if file]

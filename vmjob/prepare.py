@@ -28,11 +28,11 @@ def prepare(this: Run, image: Image, folder: Path, stack: ExitStack) -> tuple[Vm
     # absolute, as QEMU works in the run's folder
     paths = {role: path.absolute() for role, path in image.paths.items()}
     archive = this.payload.input_archive
-    files = compose.RunFiles(paths, str(archive.absolute()) if archive else "")
-    disk = manifest.file("disk")
-    if disk:
+    chain = tuple(path.absolute() for path in image.chain)
+    files = compose.RunFiles(paths, str(archive.absolute()) if archive else "", chain=chain)
+    if chain:
         (folder / files.overlay).unlink(missing_ok=True)
-        disks.create_overlay(folder / files.overlay, paths["disk"], disk.format, disk.virtual_size)
+        disks.create_overlay(folder / files.overlay, manifest.virtual_size)
     if this.job.outputs:
         disks.create_output_disk(folder / files.output_disk, this.granted.disk + _TAR_ROOM)
     link = stack.enter_context(net.network(this.job.network, this.qemu, folder))

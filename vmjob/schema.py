@@ -14,7 +14,7 @@ from typing import Any
 
 from vmjob.errors import JobError, VmjobError
 
-NAMES = ("job", "recipe", "manifest", "payload", "result", "targets")
+NAMES = ("job", "recipe", "manifest", "payload", "result", "targets", "policy", "feed", "test", "list")
 
 
 def schema_text(name: str) -> str:
@@ -87,9 +87,10 @@ def _explain(wrong: Any) -> tuple[str, str]:
 
 
 @cache
-def _plain_loader() -> Any:
+def _plain_loader(strict: bool = False) -> Any:
     """YAML's safe loader, reading only what JSON has as more than text: true, false, null and decimal numbers. YAML 1.1
-    would make 493 of 0755, 90 of 1:30 and a boolean of "on"; in a command or a duration that is never meant."""
+    would make 493 of 0755, 90 of 1:30 and a boolean of "on"; in a command or a duration that is never meant.
+    ``strict``: no key twice."""
     import re
 
     import yaml
@@ -103,14 +104,31 @@ def _plain_loader() -> Any:
                 raise yaml.composer.ComposerError(None, None, "aliases (*name) are not used here", mark)
             return super().compose_node(parent, index)
 
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[str] = set()
+            for key, _ in node.value if strict and isinstance(node, yaml.MappingNode) else ():
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' stands here twice",
+                                                            key.start_mark)
+                seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+            return super().construct_mapping(node, deep)
+
     for kind, pattern, first in (("bool", "true|false", "tf"), ("null", "null|~|", ["n", "~", ""]),
                                  ("int", "0|-?[1-9][0-9]{0,17}", "-0123456789"), ("merge", "<<", "<")):
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$"), list(first))
     return Loader
 
 
-def load_yaml(path: Path, name: str, error: type[VmjobError] = JobError) -> dict[str, Any]:
-    """Read a YAML (or JSON) file and check it. Raises ``error`` naming the file, and line where YAML is broken."""
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands there twice")  # YAML's reader tells which
+    return found
+
+
+def load_yaml(path: Path, name: str, error: type[VmjobError] = JobError, *, strict: bool = False) -> dict[str, Any]:
+    """Read a YAML (or JSON) file and check it; with ``strict`` also that no key stands twice in a mapping, where the
+    first would be lost without a word. Raises ``error`` naming the file, and line where YAML is broken."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as missing:
@@ -119,11 +137,11 @@ def load_yaml(path: Path, name: str, error: type[VmjobError] = JobError) -> dict
         raise error(f"{path}: cannot be read: {unreadable}", "check that it is a readable text file") from unreadable
     if text.startswith("{"):  # mostly our own: without YAML, whose import alone takes 20 ms
         with contextlib.suppress(ValueError, RecursionError):
-            return check(json.loads(text), name, str(path), error)
+            return check(json.loads(text, object_pairs_hook=_each_once if strict else None), name, str(path), error)
     import yaml
 
     try:
-        document = yaml.load(text, Loader=_plain_loader())
+        document = yaml.load(text, Loader=_plain_loader(strict))
     except RecursionError as deep:
         raise error(f"{path}: lists within lists without end", "write it flatter") from deep
     except yaml.YAMLError as broken:

@@ -252,11 +252,10 @@ def children(parent: int) -> list[int]:
 def test_overlay_and_output_disk(tmp_path: Path) -> None:
     if not process.which("qemu-img"):
         pytest.skip("needs qemu-img: apt-get install qemu-utils")
-    base, overlay = tmp_path / "base: é,1.raw", tmp_path / "over, lay.qcow2"
-    base.write_bytes(b"QFI\xfb" + b"\0" * 65532)  # looks like qcow2: its format must not be guessed
-    disks.create_overlay(overlay, base, "raw", base.stat().st_size)
+    overlay = tmp_path / "over: é, lay.qcow2"
+    disks.create_overlay(overlay, 65536)
     told = process.run(["qemu-img", "info", "--output=json", overlay]).stdout.decode()
-    assert '"backing-filename-format": "raw"' in told and '"virtual-size": 65536' in told
+    assert "backing" not in told and '"virtual-size": 65536' in told
     disks.create_output_disk(tmp_path / "out.raw", (1 << 40) + 1)
     found = (tmp_path / "out.raw").stat()
     assert found.st_size == (1 << 40) + 512 and found.st_blocks == 0
@@ -277,7 +276,7 @@ def test_qemu_takes_all_disks(kind: str, spec: VmSpec, qemu: QemuInfo, tmp_path:
         pytest.skip(f"this QEMU has no machine {kind}")
     base = tmp_path / "base.qcow2"
     process.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "16M"])
-    disks.create_overlay(tmp_path / "overlay.qcow2", base, "qcow2", 1 << 20)
+    disks.create_overlay(tmp_path / "overlay.qcow2", 1 << 20)
     disks.create_output_disk(tmp_path / "out.raw", 1 << 20)
     for name in ("in.tar", "seed.iso"):
         (tmp_path / name).write_bytes(b"\0" * 2048)
@@ -287,8 +286,8 @@ def test_qemu_takes_all_disks(kind: str, spec: VmSpec, qemu: QemuInfo, tmp_path:
         await asyncio.wait_for(machine.streams(), 20)
         assert await machine.stop() == "quit"
 
-    whole = replace(spec, machine="microvm" if kind == "microvm" else "q35", overlay="overlay.qcow2", backing=str(base),
-                    backing_format="qcow2", input_disk="in.tar", output_disk="out.raw", seed_disk="seed.iso",
+    whole = replace(spec, machine="microvm" if kind == "microvm" else "q35", overlay="overlay.qcow2",
+                    chain=((str(base), "qcow2"),), input_disk="in.tar", output_disk="out.raw", seed_disk="seed.iso",
                     firmware_code=code, firmware_vars=variables, boot=Boot.DISK if code else Boot.JOB,
                     kernel="" if code else spec.kernel)
     monkeypatch.setattr(vm_machine, "RUNGS", {**vm_machine.RUNGS, "acpi": 0.1})

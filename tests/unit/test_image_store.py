@@ -20,8 +20,9 @@ from vmjob.errors import ImageCorrupt, ImageError, ImageMissing
 from vmjob.files import hash_file
 from vmjob.image import blobs as blobs_module
 from vmjob.image import importer, manifest
-from vmjob.image.blobs import Blobs, copy_file
+from vmjob.image.blobs import Blobs
 from vmjob.image.store import Store
+from vmjob.image.transfer import copy_file
 from vmjob.model import Boot, ImageFile, Manifest
 from vmjob.progress import Bar, Reporter
 

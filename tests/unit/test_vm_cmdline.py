@@ -27,7 +27,7 @@ def spec(name: str, accel: str, link: net.Link) -> VmSpec:
     boot, machine = MACHINES[name]
     made = VmSpec(
         qemu="/usr/bin/qemu-system-x86_64", accel=accel, machine=machine, cpus=2, memory=2 << 30, boot=boot,
-        name="vmjob-a job", overlay="overlay.qcow2", backing="/cache/disk.qcow2", backing_format="qcow2",
+        name="vmjob-a job", overlay="overlay.qcow2", chain=(("/cache/disk.qcow2", "qcow2"),),
         input_disk="in.tar", output_disk="out.raw", netdev=link.netdev, netdev_extra=link.extra,
         cpu_model=cmdline.cpu_model(accel, VERSION))
     if boot is Boot.DISK:
@@ -60,7 +60,8 @@ def blockdevs(argv: list[str]) -> list[dict[str, object]]:
 
 def test_paths_reach_qemu_unchanged() -> None:
     odd = "/scratch/é, a\"b/im age,format=qcow2.raw"
-    argv = command_line(replace(spec("job-q35", "tcg", LINKS["none"]), overlay=odd, backing=odd, input_disk=odd))
+    argv = command_line(replace(spec("job-q35", "tcg", LINKS["none"]), overlay=odd, chain=((odd, "raw"),),
+                                input_disk=odd))
     names = [node["file"]["filename"] for node in blockdevs(argv)]  # type: ignore[index]
     assert names == [odd, odd, "out.raw"]
     assert blockdevs(argv)[0]["backing"]["file"]["filename"] == odd  # type: ignore[index]
@@ -83,6 +84,17 @@ def test_the_image_and_the_inputs_are_read_only() -> None:
     assert root["backing"]["read-only"] and root["backing"]["file"]["read-only"]  # type: ignore[index]
     assert root["backing"]["backing"] is None  # type: ignore[index]
     assert given["read-only"] and seed["read-only"] and not out["read-only"]
+
+
+def test_layers_are_told_to_the_last_one() -> None:
+    chain = (("/cache/disk.vmdk", "vmdk"), ("/cache/d-1", "qcow2"), ("/cache/d-2", "qcow2"))
+    node: object = blockdevs(command_line(replace(spec("system-q35", "kvm", LINKS["none"]), chain=chain)))[0]["backing"]
+    for path, form in reversed(chain):
+        assert isinstance(node, dict)
+        assert (node["driver"], node["file"]["filename"], node["read-only"], node["file"]["read-only"]) \
+            == (form, path, True, True)
+        node = node.get("backing")
+    assert node is None
 
 
 def test_comma_in_the_name_is_doubled() -> None:

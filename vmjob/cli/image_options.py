@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from vmjob.cli import image_cache, image_checks, image_layers, image_trust_options
+
 _EXAMPLES = """\
 examples:
   vmjob image micro                                 build the small image to try things with
@@ -48,6 +50,10 @@ def add_verbs(verbs: Any) -> None:
 
     remove = _verb(nouns, "rm", "remove images from the local store", "example:\n  vmjob image rm micro\n", "remove")
     remove.add_argument("image", metavar="IMAGE", nargs="+", help="name or digest")
+    image_checks.add_verbs(_verb, nouns)
+    image_trust_options.add_verbs(_verb, nouns)
+    image_layers.add_verbs(nouns)
+    image_cache.add_verbs(nouns)
 
 
 def _verb(nouns: Any, name: str, text: str, examples: str, function: str) -> argparse.ArgumentParser:

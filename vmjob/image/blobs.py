@@ -1,56 +1,103 @@
-"""Files named by the SHA-256 of their bytes, shared by many processes at once.
+"""Files named by the SHA-256 of their bytes, shared by many processes at once, and what is made from them.
 
-What lies below the folder ``root``, all of it made when first needed::
+What lies below the folder ``root``, all of it made when first needed; a file that was made here from others is called
+``d-KEY`` beside those called HEX::
 
     blobs/sha256/HEX    the bytes; here only whole and verified: linked or renamed in as the last step
-    tmp/HEX             a copy on its way, of whoever holds the lock; what kill -9 leaves is overwritten
-    locks/HEX           flock: one process copies or hashes, the others wait and find it done
-    verified/HEX        the stamp: these bytes were hashed since the host booted
+    derived/KEY         made on this machine from verified files, and trusted until it boots
+    tmp/NAME            a copy on its way, of whoever holds the lock; what kill -9 leaves is resumed or overwritten
+    locks/NAME          flock: one process copies, fetches or hashes, the others wait and find it done
+    uses/NAME           flock: shared by those that use it (image.uses); its mtime is the last use
+    verified/NAME       the stamp: these bytes were verified since the host booted (image.stamps)
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
-import hashlib
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Optional
 
-from vmjob import config
 from vmjob.errors import ImageCorrupt, ImageMissing, ScratchFull
-from vmjob.files import CHUNK, FULL, chunks, hash_file, reflink
+from vmjob.files import FULL, hash_file
+from vmjob.image.stamps import Stamps, identity
+from vmjob.image.transfer import ROOM, copy_file, expect, receive_file
+from vmjob.image.uses import Uses
 from vmjob.model import Fetch, ImageFile
 from vmjob.progress import Bar
 
-_ROOM = "make room there, or set VMJOB_CACHE to a larger disk"
+log = logging.getLogger("vmjob.image")
+
+DERIVED = "d-"
 
 
 class Blobs:
-    """A folder of blobs. A folder that cannot be written serves all the same, but remembers nothing."""
+    """A folder of blobs. One that cannot be written serves all the same, but remembers nothing. ``make_room``, called
+    with the bytes that are about to come, removes what can be fetched again; a user's own store has none. ``theirs``:
+    somebody else's, of which only ``path`` and ``hold`` are of use."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, make_room: Optional[Callable[[int], None]] = None, *, theirs: bool = False) -> None:
         self.root = root
+        self.stamps, self.uses = Stamps(root / "verified"), Uses(root / "uses", theirs=theirs)
+        self._make_room = make_room or (lambda size: None)
+        self._held: dict[str, int] = {}
+        self._holds = 0
 
-    def path(self, sha256: str) -> Path:
-        return self.root / "blobs/sha256" / sha256
+    def path(self, name: str) -> Path:
+        """Where the blob HEX or the derived file d-KEY is, if it is here."""
+        if name.startswith(DERIVED):
+            return self.root / "derived" / name[len(DERIVED):]
+        return self.root / "blobs/sha256" / name
+
+    @contextlib.contextmanager
+    def hold(self, names: Iterable[str]) -> Iterator[None]:
+        """Until the end of the with block nobody evicts ``names``, nor what else is brought in or derived here
+        meanwhile. At kill -9 the kernel lets go. Does nothing in a folder that cannot be written."""
+        self._holds += 1
+        try:
+            for name in names:
+                if name not in self._held:
+                    lock = self.uses.take(name)
+                    if lock is not None:
+                        self._held[name] = lock
+            yield
+        finally:
+            self._holds -= 1
+            while self._held and not self._holds:
+                self.uses.leave(self._held.popitem()[1])
 
     def check(self, sha256: str, size: int, bar: Optional[Bar] = None) -> bool:
         """Whether the blob is here and its bytes are right, hashing them at most once per boot of the host.
         Raises ImageCorrupt."""
-        path = self.path(sha256)
-        if self._stamped(sha256):
+        return self.check_at(self.path(sha256), sha256, size, self.stamps, bar)
+
+    def check_at(self, path: Path, sha256: str, size: int, stamps: Stamps, bar: Optional[Bar] = None) -> bool:
+        """As ``check``, for a file that may be elsewhere, with ``stamps`` of its own."""
+        if stamps.hold(sha256, path):
             return True
         if not path.exists():
             return False
         with self._lock(sha256):
-            if self._stamped(sha256):
+            if stamps.hold(sha256, path):
                 return True
             if not path.exists():
                 return False
-            self._verify(path, sha256, size, bar)
+            _hash(path, sha256, size, stamps, bar)
             return True
+
+    def rehash(self, sha256: str, bar: Optional[Bar] = None) -> None:
+        """Hash a blob whatever is remembered of it. Raises ImageCorrupt, FileNotFoundError."""
+        path = self.path(sha256)
+        with self._lock(sha256):
+            try:
+                _hash(path, sha256, path.stat().st_size, self.stamps, bar)
+            except ImageCorrupt:
+                self.stamps.drop(sha256)
+                raise
 
     def take(self, source: Path, sha256: str, size: int, *, link: bool = False, durable: bool = True,
              bar: Optional[Bar] = None) -> Path:
@@ -59,75 +106,89 @@ class Blobs:
 
         Raises ImageCorrupt naming ``source``, ImageMissing, ScratchFull, or OSError (read-only folder).
         """
-        self._make_folders()
-        with contextlib.suppress(ImageCorrupt):  # a good source mends a spoilt blob
-            if self.check(sha256, size, bar):
-                return self.path(sha256)
-        with self._lock(sha256):
-            if self._stamped(sha256):
-                return self.path(sha256)
-            temporary = self.root / "tmp" / sha256
-            temporary.unlink(missing_ok=True)
-            try:
-                if link and self._linked(source, temporary):
-                    _expect(source, hash_file(temporary, bar), sha256, size)
-                else:
-                    _expect(source, copy_file(source, temporary, bar, durable=durable), sha256, size)
-                temporary.replace(self.path(sha256))
-            except FileNotFoundError as missing:
-                raise ImageMissing(f"{source}: no such file, though its manifest names it",
-                                   "fetch the image again") from missing
-            except OSError as error:
-                temporary.unlink(missing_ok=True)
-                if error.errno in FULL:
-                    raise ScratchFull(f"{self.root}: no space for {source.name}", _ROOM) from error
-                raise
-            except ImageCorrupt:
-                temporary.unlink(missing_ok=True)
-                raise
-            if durable:
-                _sync_folder(self.path(sha256).parent)
-            self._stamp(sha256)
+        with self.hold([sha256]):
+            with contextlib.suppress(ImageCorrupt):  # a good source mends a spoilt blob
+                if self.check(sha256, size, bar):
+                    return self.path(sha256)
+            with self._writing(sha256):
+                if not self.stamps.hold(sha256, self.path(sha256)):
+                    self._make_room(size)
+                    self._take(source, sha256, size, link, durable, bar)
         return self.path(sha256)
 
     def receive(self, file: ImageFile, fetch: Fetch, bar: Optional[Bar] = None) -> Path:
-        """Bring a file in from elsewhere, unless it is here; its path. One process fetches, the others wait for it.
+        """Bring a file in from elsewhere, unless it is here; its path. One process fetches, the others wait for it;
+        where it was killed, the next fetches the rest.
 
         Raises ImageCorrupt where two tries brought other bytes, ScratchFull, OSError (read-only folder), or what
-        ``fetch`` raises.
+        ``fetch`` raises: then what has come stays for the next.
         """
-        self._make_folders()
-        with contextlib.suppress(ImageCorrupt):
-            if self.check(file.sha256, file.size):
-                return self.path(file.sha256)
-        with self._lock(file.sha256):
-            if not self._stamped(file.sha256):
-                temporary = self.root / "tmp" / file.sha256
-                receive_file(file, fetch, temporary, bar)
-                temporary.replace(self.path(file.sha256))
-                self._stamp(file.sha256)
-        return self.path(file.sha256)
+        name = file.sha256
+        with self.hold([name]):
+            with contextlib.suppress(ImageCorrupt):
+                if self.check(name, file.size):
+                    return self.path(name)
+            with self._writing(name):
+                if not self.stamps.hold(name, self.path(name)):
+                    temporary = self.root / "tmp" / name
+                    self._make_room(file.size - (temporary.stat().st_size if temporary.exists() else 0))
+                    receive_file(file, fetch, temporary, bar)
+                    self._bring_in(name)
+        return self.path(name)
 
-    def remove(self, sha256: str) -> None:
-        """Remove a blob and what is remembered of it; a VM that has it open keeps it until it ends."""
-        with self._lock(sha256):
-            for folder in ("blobs/sha256", "verified", "tmp"):
-                (self.root / folder / sha256).unlink(missing_ok=True)
+    def derive(self, key: str, make: Callable[[Path], None], spare: Path, size: int = 0) -> Path:
+        """The file that ``make`` makes at the path it is given, from verified files alone; ``key`` is a hexadecimal
+        digest of all that it is made from. One process makes it, the others wait; it is made anew after a boot of the
+        host, as no digest says what its bytes should be. ``size``: about how many bytes it will have.
+
+        Where this folder is read-only or full, it is made in the folder ``spare``. Raises what ``make`` raises.
+        """
+        name = DERIVED + key
+        path = self.path(name)
+        try:
+            with self.hold([name]):
+                if self.stamps.hold(name, path):
+                    return path
+                with self._writing(name):
+                    if not self.stamps.hold(name, path):
+                        self._make_room(size)
+                        _made(make, self.root / "tmp" / name)
+                        self._bring_in(name)
+            return path
+        except (OSError, ScratchFull) as refused:
+            log.info("%s: not kept here: %s", path, refused)
+            return _made(make, spare / name)
+
+    def remove(self, name: str) -> None:
+        """Remove a blob or a derived file, and what is remembered of it; who has it open keeps it until its end."""
+        with self._lock(name):
+            self.path(name).unlink(missing_ok=True)
+            (self.root / "tmp" / name).unlink(missing_ok=True)
+            self.stamps.drop(name)
+            self.uses.forget(name)
 
     # -------------------------------------------------------------- details
 
-    def _make_folders(self) -> None:
-        for folder in ("blobs/sha256", "tmp", "locks", "verified"):
-            (self.root / folder).mkdir(parents=True, exist_ok=True)
+    def _take(self, source: Path, sha256: str, size: int, link: bool, durable: bool, bar: Optional[Bar]) -> None:
+        temporary = self.root / "tmp" / sha256
+        temporary.unlink(missing_ok=True)
+        try:
+            if not (link and self._linked(source, temporary, sha256, size, bar)):
+                expect(source, copy_file(source, temporary, bar, durable=durable), sha256, size)
+            self._bring_in(sha256, durable=durable)
+        except FileNotFoundError as missing:
+            raise ImageMissing(f"{source}: no such file, though its manifest names it",
+                               "fetch the image again") from missing
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            if error.errno in FULL:
+                raise ScratchFull(f"{self.root}: no space for {source.name}", ROOM) from error
+            raise
+        except ImageCorrupt:
+            temporary.unlink(missing_ok=True)
+            raise
 
-    def _verify(self, path: Path, sha256: str, size: int, bar: Optional[Bar]) -> None:
-        before = _identity(path)
-        _expect(path, hash_file(path, bar), sha256, size)
-        if _identity(path) == before:  # nobody wrote to it while we read
-            self._stamp(sha256)
-
-    @staticmethod
-    def _linked(source: Path, target: Path) -> bool:
+    def _linked(self, source: Path, target: Path, sha256: str, size: int, bar: Optional[Bar]) -> bool:
         # somebody else's file could be changed after it was verified
         try:
             if source.stat().st_uid != os.getuid() or source.is_symlink():
@@ -137,121 +198,67 @@ class Blobs:
             raise
         except OSError:  # another file system, or one without links
             return False
-        return True
+        before = identity(target)
+        expect(source, hash_file(target, bar), sha256, size)
+        if identity(target)[:4] == before[:4]:
+            return True
+        target.unlink()  # its owner still writes to it
+        return False
+
+    def _bring_in(self, name: str, *, durable: bool = False) -> None:
+        """The last step of whoever holds the lock: from tmp/ to where it belongs."""
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (self.root / "tmp" / name).replace(path)
+        if durable:
+            _sync_folder(path.parent)
+        self.stamps.make(name, path)
 
     @contextlib.contextmanager
-    def _lock(self, sha256: str) -> Iterator[None]:
-        """One process at a time for each blob; in a folder that cannot be written there is nothing to guard."""
-        folder = self.root / "locks"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(folder / sha256, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        except OSError:
+    def _lock(self, name: str) -> Iterator[None]:
+        """One process at a time for each name; in a folder that cannot be written there is nothing to guard."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                stack.enter_context(self._locked(name))
             yield
-            return
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """As ``_lock``, for whoever writes: where it cannot be locked (a full disk, a file system that has no locks)
+        nobody does. Raises OSError."""
+        if name not in self._held:  # somebody else could evict it, and this lock with it
+            raise OSError(errno.EROFS, f"{self.uses.folder / name} cannot be locked")
+        with self._locked(name):
+            (self.root / "tmp").mkdir(exist_ok=True)
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.root / "locks" / name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
             os.close(lock)
 
-    def _stamp(self, sha256: str) -> None:
-        target, temporary = self.root / "verified" / sha256, self.root / f"verified/.{sha256}.{os.getpid()}"
-        text = " ".join([*map(str, _identity(self.path(sha256))), config.boot_id()])
-        with contextlib.suppress(OSError):
-            target.parent.mkdir(exist_ok=True)
-            temporary.write_text(text)
-            temporary.replace(target)
 
-    def _stamped(self, sha256: str) -> bool:
-        try:
-            words = (self.root / "verified" / sha256).read_text().split()
-            now = _identity(self.path(sha256))
-            device, inode, size, mtime, ctime, links = map(int, words[:-1])
-        except (OSError, ValueError):
-            return False
-        same = (device, inode, size, mtime) == now[:4] and words[-1] == config.boot_id()
-        if same and links != now[5]:
-            self._stamp(sha256)  # a job's folder with a link to this file came or went: that moves ctime, not bytes
-            return True
-        return same and ctime == now[4]
+def _hash(path: Path, sha256: str, size: int, stamps: Stamps, bar: Optional[Bar]) -> None:
+    before = identity(path)
+    expect(path, hash_file(path, bar), sha256, size)
+    if identity(path) == before:  # nobody wrote to it while we read
+        stamps.make(sha256, path)
 
 
-def _identity(path: Path) -> tuple[int, ...]:
-    s = path.stat()
-    return (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_nlink)
-
-
-def _expect(path: Path, found: tuple[str, int], sha256: str, size: int) -> None:
-    if found[1] != size:
-        raise ImageCorrupt(f"{path}: {found[1]} bytes, but the manifest says {size} (sha256:{sha256})",
-                           "the file is cut short or another one: fetch or build the image again")
-    if found[0] != sha256:
-        raise ImageCorrupt(f"{path}: expected sha256:{sha256}, found sha256:{found[0]}",
-                           "the bytes changed on the way: fetch or build the image again")
-
-
-def copy_file(source: Path, target: Path, bar: Optional[Bar] = None, *, durable: bool = False) -> tuple[str, int]:
-    """Copy (blocks shared where the file system can, holes kept) and hash what was copied: digits and size."""
-    with target.open("wb", buffering=0) as out, source.open("rb") as file:
-        os.fchmod(out.fileno(), 0o444)
-        if reflink(file.fileno(), out.fileno()):
-            return hash_file(target, bar)
-        digest, size, zeros = hashlib.sha256(), 0, bytes(CHUNK)
-        for chunk in chunks(source, bar):
-            digest.update(chunk)
-            size += len(chunk)
-            if chunk == memoryview(zeros)[:len(chunk)]:
-                out.seek(len(chunk), os.SEEK_CUR)
-            else:
-                _write(out.fileno(), chunk)
-        out.truncate(size)
-        if durable:
-            os.fsync(out.fileno())
-    return digest.hexdigest(), size
-
-
-def receive_file(file: ImageFile, fetch: Fetch, target: Path, bar: Optional[Bar] = None) -> None:
-    """Write what ``fetch`` brings to ``target``, hashing it on the way; wrong bytes are fetched once more. On any
-    failure ``target`` is removed. Raises as Blobs.receive."""
-    free = os.statvfs(target.parent)
-    if free.f_bavail * free.f_frsize < file.size:  # told before it has travelled
-        raise ScratchFull(f"{target.parent}: no space for {file.path} ({file.size} bytes)", _ROOM)
+def _made(make: Callable[[Path], None], path: Path) -> Path:
+    path.unlink(missing_ok=True)
     try:
-        for last in (False, True):
-            found = _received(file, fetch, target, bar)
-            if last or found == (file.sha256, file.size):
-                _expect(Path(file.path), found, file.sha256, file.size)
-                return
-    except BaseException as failure:
-        target.unlink(missing_ok=True)
-        if isinstance(failure, OSError) and failure.errno in FULL:
-            raise ScratchFull(f"{target.parent}: no space for {file.path}", _ROOM) from failure
-        if isinstance(failure, ImageCorrupt):  # twice
-            failure.hint = ("the copy at the submit side is spoilt: remove it with these jobs (vmjob rm ID --images), "
-                            "and submit again")
+        make(path)
+        path.chmod(0o444)
+    except BaseException:
+        path.unlink(missing_ok=True)
         raise
-
-
-def _received(file: ImageFile, fetch: Fetch, target: Path, bar: Optional[Bar]) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), 0
-    target.unlink(missing_ok=True)
-    with target.open("xb", buffering=0) as out:
-        os.fchmod(out.fileno(), 0o444)
-        for piece in fetch(file, 0):
-            digest.update(piece)
-            size += len(piece)
-            _write(out.fileno(), memoryview(piece))
-            if bar:
-                bar.advance(len(piece))
-            if size > file.size:
-                break
-    return digest.hexdigest(), size
-
-
-def _write(descriptor: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(descriptor, data):]
+    return path
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """Images on this machine: the user's store (config.store_dir()) and a node's cache (config.cache_dir()).
 
 Beside the blobs (image.blobs) lie ``images/HEX.yaml``, a manifest by its digest, and ``names/NAME``, the digest a
-name stands for. Written in the order blobs, manifest, name: a kill in between leaves nothing that looks whole.
+name stands for. Written in the order blobs, manifest, name: a kill in between leaves nothing that looks whole. A cache
+has no names: manifests are there to tell what is in it, and when each image was used (image.inventory).
 """
 
 from __future__ import annotations
@@ -10,20 +11,27 @@ import contextlib
 import difflib
 import fcntl
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
-from vmjob.errors import ImageCorrupt, ImageError, ImageMissing, ScratchFull
-from vmjob.files import hash_file
+from vmjob import config
+from vmjob.errors import ImageCorrupt, ImageError, ImageMissing
 from vmjob.image import formats
 from vmjob.image import manifest as manifests
-from vmjob.image.blobs import Blobs, receive_file
+from vmjob.image.blobs import DERIVED, Blobs
 from vmjob.image.chain import chain
-from vmjob.model import Fetch, Image, ImageFile, Manifest
+from vmjob.image.inventory import derived, known
+from vmjob.image.opening import LazyBar, Opening, missing
+from vmjob.image.shared import Shared
+from vmjob.model import Fetch, Image, Manifest
 from vmjob.progress import Bar, Reporter
+
+log = logging.getLogger("vmjob.image")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}\Z")
 _PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})\Z")
@@ -32,9 +40,15 @@ _PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})\Z")
 class Store:
     """Images by name and digest below the folder ``root``, which is made when something is added."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, cache: bool = False) -> None:
+        """``cache``: what is in it can be had again, so it is evicted where there is no more room (image.eviction); and
+        what an admin keeps for all users (image.shared) need not be in it."""
         self.root = root
-        self.blobs = Blobs(root)
+        self._cache = cache and root != config.store_dir()
+        self._note: Callable[[str], None] = log.info
+        self.blobs = Blobs(root, self._make_room if self._cache else None)
+        shared = config.shared_cache() if self._cache else None
+        self._shared = Shared(shared, self.blobs) if shared else None
 
     def add(self, manifest: Manifest, folder: Path, reporter: Optional[Reporter] = None, *,
             sources: Optional[Mapping[str, Path]] = None) -> None:
@@ -49,9 +63,23 @@ class Store:
                 if file.role == "disk" and source.exists():
                     formats.check_header(source, file.format, file.virtual_size)
                 self.blobs.take(source, file.sha256, file.size, bar=bar)
-            document = manifests.to_document(manifest)  # as JSON, which is YAML too and read at once
-            self._write(f"images/{_hex(manifest)}.yaml", json.dumps(document, indent=1) + "\n")
+            self._write_manifest(manifest)
             self._write(f"names/{manifest.name}", manifest.digest + "\n")
+
+    def describe(self, manifest: Manifest, name: str) -> None:
+        """Take in an image that is elsewhere, under ``name``: its files come from its sources when they are needed."""
+        with self._lock(fcntl.LOCK_SH):
+            sources = manifest.sources
+            with contextlib.suppress(ImageError):  # it may have been made here
+                sources = tuple(dict.fromkeys((*self._load(_hex(manifest)).sources, *sources)))[:32]
+            self._write_manifest(replace(manifest, name=name, sources=sources))
+            self._write(f"names/{name}", manifest.digest + "\n")
+
+    def unname(self, name: str, digest: str) -> None:
+        """``name`` no longer means the image with this digest, if it does; the image stays."""
+        with self._lock(fcntl.LOCK_EX):
+            if self.names().get(name) == digest:
+                (self.root / "names" / name).unlink(missing_ok=True)
 
     def list(self) -> list[Manifest]:
         """All images, by name. One that an upgrade made unreadable is left out."""
@@ -100,28 +128,64 @@ class Store:
             return self._from_path(path)
         return found, {f.role: self.blobs.path(f.sha256) for f in found.files}
 
+    @contextlib.contextmanager
+    def hold(self, manifest: Manifest) -> Iterator[None]:
+        """Until the end of the with block nobody evicts the image's files, nor what ``open`` derives from them: they
+        are in use. Call it before ``open``. At kill -9 the kernel lets go; in a read-only store nobody evicts.
+        """
+        names = [file.sha256 for file in manifest.files]
+        with self.blobs.hold(names), self._shared.blobs.hold(names) if self._shared else contextlib.nullcontext():
+            yield
+
     def open(self, manifest: Manifest, sources: Mapping[str, Path], reporter: Reporter,
-             fetch: Optional[Fetch] = None, spare: Path = Path()) -> Image:
+             fetch: Optional[Fetch] = None, spare: Optional[Path] = None) -> Image:
         """The image with verified files on this machine. What is not here yet is taken from ``sources`` (by role):
         as a hard link where that is safe, else copied while hashed; where this store is read-only, used in place.
-        What is not there either is brought by ``fetch``; where this store is read-only, into the folder ``spare``.
+        What is not there either is brought by ``fetch``; where this store is read-only or full, into ``spare``, a
+        folder of this run alone.
 
-        Each file is fetched once, and hashed once per boot of the host, whatever the number of jobs. Raises
-        ImageCorrupt naming the file and both digests, ImageMissing, ScratchFull, or what ``fetch`` raises.
+        Each file is fetched once, and hashed once per boot of the host, whatever the number of jobs. So that none is
+        evicted afterwards, call it within ``hold``. Raises ImageCorrupt naming the file and both digests, ImageMissing,
+        ScratchFull, OSError (without ``spare``), or what ``fetch`` raises.
         """
         paths = {}
+        self._note = reporter.note
         with contextlib.ExitStack() as stack:
-            lazy = _LazyBar(stack, reporter, "verify", manifest)
-            coming = _LazyBar(stack, reporter, "fetch", manifest)
+            stack.enter_context(self.hold(manifest))
+            here = Opening(self.blobs, self._shared, fetch, spare, reporter.note,
+                           LazyBar(stack, reporter, "verify", manifest), LazyBar(stack, reporter, "fetch", manifest))
+            self._remember_use(manifest)
             for file in manifest.files:
                 source = sources.get(file.role)
-                if source is None and fetch:
-                    paths[file.role] = self._fetched(file, fetch, spare, coming)
-                else:
-                    paths[file.role] = self._open_file(file, source, lazy)
+                paths[file.role] = here.path(file, source)
                 if file.role == "disk":
-                    formats.check_header(paths[file.role], file.format, file.virtual_size, sources.get(file.role))
-        return Image(manifest, paths, chain(manifest, paths, self.blobs))
+                    formats.check_header(paths[file.role], file.format, file.virtual_size, source)
+            disk = chain(manifest, paths, self.blobs, spare or self.blobs.root / "tmp", reporter)
+            self._remember_derived(manifest, disk)
+        return Image(manifest, paths, disk)
+
+    def warm(self, manifest: Manifest, sources: Mapping[str, Path], reporter: Reporter,
+             fetch: Optional[Fetch] = None) -> None:
+        """Bring an image in ahead of jobs: what is not here is copied from ``sources`` (by role), else fetched. Nothing
+        is used in place. Raises as ``open``, and OSError where this store cannot be written."""
+        self._note = reporter.note
+        paths: dict[str, Path] = {}
+        with self.hold(manifest), _bar(reporter, f"warm {manifest.name}", manifest.size) as bar:
+            self._write_manifest(manifest)
+            for file in manifest.files:
+                source = sources.get(file.role)
+                if source is not None and source.exists():
+                    paths[file.role] = self.blobs.take(source, file.sha256, file.size, bar=bar)
+                elif fetch:
+                    paths[file.role] = self.blobs.receive(file, fetch, bar)
+                elif self.blobs.check(file.sha256, file.size, bar):
+                    paths[file.role] = self.blobs.path(file.sha256)
+                else:
+                    raise missing(file, source)
+                if file.role == "disk":
+                    formats.check_header(paths[file.role], file.format, file.virtual_size, source)
+            if self._cache:  # what is made from them is of no use to other users
+                self._remember_derived(manifest, chain(manifest, paths, self.blobs, self.root / "tmp"))
 
     def remove(self, ref: str) -> Manifest:
         """Remove an image, the names that mean it, and the blobs that no other image needs."""
@@ -130,46 +194,46 @@ class Store:
             for name, digest in self.names().items():
                 if digest == gone.digest:
                     (self.root / "names" / name).unlink(missing_ok=True)
-            (self.root / f"images/{_hex(gone)}.yaml").unlink(missing_ok=True)
-            needed = {file.sha256 for image in self.list() for file in image.files}
-            for file in gone.files:
-                if file.sha256 not in needed:
-                    self.blobs.remove(file.sha256)
+            path = self.root / f"images/{_hex(gone)}.yaml"
+            mine = {file.sha256 for file in gone.files} | set(derived(path))
+            path.unlink(missing_ok=True)
+            path.with_suffix(".derived").unlink(missing_ok=True)
+            needed = {name for other, one in known(self.root)
+                      for name in (*(file.sha256 for file in one.files), *derived(other))}
+            for name in mine - needed:
+                self.blobs.remove(name)
         return gone
 
     # -------------------------------------------------------------- details
 
-    def _open_file(self, file: ImageFile, source: Optional[Path], bar: Bar) -> Path:
-        blob = self.blobs.path(file.sha256)
-        own = source is None or source == blob
-        try:
-            if self.blobs.check(file.sha256, file.size, bar):
-                return blob
-        except ImageCorrupt:
-            if own:
-                raise
-        if own:
-            raise ImageMissing(f"{file.path} (sha256:{file.sha256[:12]}…) is not on this machine",
-                               "fetch or build the image again")
-        assert source is not None
-        if not source.exists():
-            raise ImageMissing(f"{source}: no such file, though the image needs it", "fetch the image again")
-        try:
-            return self.blobs.take(source, file.sha256, file.size, link=True, durable=False, bar=bar)
-        except (OSError, ScratchFull):  # nowhere to keep it: verified for this run alone
-            found, size = hash_file(source, bar)
-            if (found, size) != (file.sha256, file.size):
-                raise ImageCorrupt(f"{source}: expected sha256:{file.sha256} ({file.size} bytes), "
-                                   f"found sha256:{found} ({size} bytes)", "fetch the image again") from None
-            return source
+    def _make_room(self, size: int) -> None:
+        from vmjob.image.eviction import make_room
 
-    def _fetched(self, file: ImageFile, fetch: Fetch, spare: Path, bar: Bar) -> Path:
-        try:
-            return self.blobs.receive(file, fetch, bar)
-        except (OSError, ScratchFull):  # nowhere to keep it: brought for this run alone
-            target = spare / file.sha256
-            receive_file(file, fetch, target, bar)
-            return target
+        def note(text: str) -> None:
+            self._note(text)
+            self._note = log.info  # once: a file of the image after the other would tell it
+
+        make_room(self.blobs, size, note)
+
+    def _remember_use(self, manifest: Manifest) -> None:
+        with contextlib.suppress(OSError):  # read-only
+            if self._cache:
+                try:
+                    os.utime(self.root / f"images/{_hex(manifest)}.yaml")
+                except FileNotFoundError:
+                    self._write_manifest(manifest)
+
+    def _remember_derived(self, manifest: Manifest, disk: Sequence[Path]) -> None:
+        """What of the disk was made here: it goes when the image goes."""
+        keys = [file.name for file in disk if file.parent == self.blobs.path(DERIVED)]
+        path = self.root / f"images/{_hex(manifest)}.yaml"
+        with contextlib.suppress(OSError):
+            if keys and sorted(derived(path)) != sorted(DERIVED + key for key in keys):
+                self._write(f"images/{_hex(manifest)}.derived", "\n".join(keys) + "\n")
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        document = manifests.to_document(manifest)  # as JSON, which is YAML too and read at once
+        self._write(f"images/{_hex(manifest)}.yaml", json.dumps(document, indent=1) + "\n")
 
     def _from_path(self, path: Path) -> tuple[Manifest, dict[str, Path]]:
         file = path / manifests.FILE_NAME if path.is_dir() else path
@@ -214,20 +278,6 @@ class Store:
         with (self.root / "lock").open("a") as file:
             fcntl.flock(file, how)
             yield
-
-
-class _LazyBar(Bar):
-    """A progress bar that appears when there is something to do; mostly there is nothing."""
-
-    def __init__(self, stack: contextlib.ExitStack, reporter: Reporter, what: str, manifest: Manifest) -> None:
-        self._stack, self._reporter, self._what, self._manifest = stack, reporter, what, manifest
-        self._bar: Optional[Bar] = None
-
-    def advance(self, amount: float) -> None:
-        if self._bar is None:
-            self._bar = self._stack.enter_context(
-                self._reporter.bar(f"{self._what} {self._manifest.name}", self._manifest.size))
-        self._bar.advance(amount)
 
 
 def _bar(reporter: Optional[Reporter], name: str, total: int) -> Bar:

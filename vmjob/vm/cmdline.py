@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from vmjob.blockdev import stacked
 from vmjob.model import TCG_BUFFER, Boot, QemuInfo, VmSpec
 from vmjob.units import MIB
 
@@ -81,12 +82,8 @@ def _overlay(spec: VmSpec) -> dict[str, Any]:
         "driver": "qcow2", "node-name": "root", "read-only": False, "discard": "unmap", "cache": cache,
         "file": {"driver": "file", "filename": spec.overlay, "discard": "unmap", "cache": cache},
     }
-    if spec.backing:
-        # told here, the backing name inside the overlay is not followed
-        node["backing"] = {"driver": spec.backing_format, "read-only": True,
-                           "file": {"driver": "file", "filename": spec.backing, "read-only": True}}
-        if spec.backing_format == "qcow2":
-            node["backing"]["backing"] = None
+    if spec.chain:
+        node["backing"] = stacked(spec.chain)
     return node
 
 

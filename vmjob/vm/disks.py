@@ -9,15 +9,14 @@ from vmjob.errors import CommandFailed, HostError, ScratchFull
 from vmjob.files import FULL
 
 
-def create_overlay(path: Path, backing: Path, backing_format: str, size: int) -> None:
-    """A qcow2 of ``size`` bytes at ``path`` that takes the writes of one run; ``backing`` stays untouched, and is not
-    even opened here (-u). Raises CommandMissing, ScratchFull or CommandFailed."""
+def create_overlay(path: Path, size: int) -> None:
+    """A qcow2 of ``size`` bytes at ``path`` that takes the writes of one run. It names nothing below it: that is told
+    when it is used (vm.cmdline). Raises CommandMissing, ScratchFull or CommandFailed."""
     tool = process.require("qemu-img", "qemu-utils")
     # file: keeps a colon in the path from being read as a protocol
     try:
-        process.run([tool, "create", "-q", "-u", "-f", "qcow2", "-F", backing_format, "-b",
-                     f"file:{backing.resolve()}", f"file:{path.resolve()}", str(size)], timeout=60,
-                    hint="check the scratch folder and the image with vmjob image inspect")
+        process.run([tool, "create", "-q", "-f", "qcow2", f"file:{path.resolve()}", str(size)], timeout=60,
+                    hint="check the scratch folder")
     except CommandFailed as failure:
         if "No space left" in failure.output:
             raise ScratchFull(f"no space for the overlay {path}", "free space in the scratch folder") from failure

@@ -1,0 +1,103 @@
+"""What a folder of trusted authorities says beyond their certificates: who was revoked (HASH.r0, from fetch-crl), and
+which names each may certify (HASH.signing_policy, as Globus has it). Both count where they are there."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vmjob import process
+from vmjob.errors import EndorsementRefused
+from vmjob.image import x509
+
+_TIMEOUT = 120
+_DEEPEST = 20  # certificates looked at
+_SAME = (("/Email=", "/emailAddress="), ("/E=", "/emailAddress="), ("/USERID=", "/UID="))
+
+
+def environment(ca_dir: Path) -> Mapping[str, str]:
+    """Of every openssl that is asked about trust: nothing of ours, and no authorities but those of the folder."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "SSL_CERT_FILE": os.devnull,
+            "SSL_CERT_DIR": str(ca_dir.absolute())}
+
+
+def check(signer: x509.Certificate, others: Sequence[x509.Certificate], ca_dir: Path, now: float, spare: Path) -> None:
+    """Refuse a signer who was revoked, or whose authority may not certify her name, and the same of the authorities
+    above her. ``others``: certificates of the message; ``spare``: a folder for files. Raises EndorsementRefused."""
+    todo: list[x509.Certificate] = [signer]
+    seen: set[bytes] = set()
+    (spare / "others.pem").write_bytes(b"".join(one.pem for one in others))
+    while todo and len(seen) < _DEEPEST:
+        one = todo.pop()
+        if one.der in seen or (one.subject == one.issuer and one is not signer):
+            continue
+        seen.add(one.der)
+        digits = _issuer_hash(one)
+        if any(ca_dir.glob(f"{digits}.r[0-9]*")):
+            _not_revoked(one, ca_dir, now, spare)
+        policy = ca_dir / f"{digits}.signing_policy"
+        if policy.exists():
+            _may_certify(one, policy)
+        todo += [other for other in others if other.subject == one.issuer]
+        todo += [found for path in ca_dir.glob(f"{digits}.[0-9]*") for found in _installed(path)]
+
+
+def _issuer_hash(one: x509.Certificate) -> str:
+    return process.run([process.require("openssl", "openssl"), "x509", "-noout", "-issuer_hash"], input=one.pem,
+                       timeout=_TIMEOUT).stdout.decode().strip()
+
+
+def _installed(path: Path) -> list[x509.Certificate]:
+    try:
+        return [x509.certificate(der) for der in x509.certificates_of_pem(path.read_bytes())]
+    except (OSError, ValueError, IndexError, TypeError):
+        return []
+
+
+def _not_revoked(one: x509.Certificate, ca_dir: Path, now: float, spare: Path) -> None:
+    (spare / "one.pem").write_bytes(one.pem)
+    done = process.run(
+        [process.require("openssl", "openssl"), "verify", "-CApath", ca_dir.absolute(), "-no-CAfile", "-untrusted",
+         spare / "others.pem", "-purpose", "any", "-crl_check", "-attime", str(int(now)), spare / "one.pem"],
+        check=False, env=environment(ca_dir), timeout=_TIMEOUT)
+    said = done.stderr.decode(errors="replace")
+    wrong = re.search(r"error \d+ at \d+ depth lookup: ?(.+)", said)
+    if done.returncode == 0 and not wrong:
+        return
+    reason = wrong.group(1).strip() if wrong else "openssl does not verify it"
+    if "revoked" in reason:
+        raise EndorsementRefused(f"the certificate of {one.subject} was revoked by {one.issuer}",
+                                 "do not trust what it signed; ask the endorser for a list signed anew")
+    raise EndorsementRefused(f"whether {one.subject} was revoked cannot be told: {reason}",
+                             f"renew the revocation lists in {ca_dir}: fetch-crl")
+
+
+def _may_certify(one: x509.Certificate, policy: Path) -> None:
+    try:
+        text = policy.read_text(errors="replace")
+    except OSError as unreadable:
+        raise EndorsementRefused(f"{policy}: cannot be read: {unreadable.strerror}",
+                                 "make it readable for everybody") from unreadable
+    issuer = ""
+    for line in text.splitlines():
+        words = re.match(r"\s*(access_id_CA|cond_subjects)\s+\S+\s+(.+?)\s*$", line)
+        if words and words.group(1) == "access_id_CA":
+            issuer = words.group(2).strip("'\"")
+        elif words and _same(issuer) == _same(one.issuer):
+            body = words.group(2).strip("'")
+            globs = re.findall(r'"([^"]*)"', body) or [body]
+            # in a policy only * and ? are special
+            if any(fnmatch.fnmatchcase(_same(one.subject), _same(glob).replace("[", "[[]")) for glob in globs):
+                return
+    raise EndorsementRefused(f"{one.issuer} may not certify the name {one.subject}, says {policy}",
+                             "the authority's policy file is outdated, or somebody misuses the authority")
+
+
+def _same(name: str) -> str:
+    """Old spellings of the same name made one."""
+    for old, new in _SAME:
+        name = name.replace(old, new)
+    return name.casefold()

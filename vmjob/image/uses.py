@@ -1,0 +1,116 @@
+"""Who uses what in a cache, and when it was used last.
+
+A file for each name: its users hold a shared flock on it, which the kernel ends with them, and its mtime is the last
+use. Whoever evicts takes the lock for itself alone, without waiting, and removes the file with what it stands for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Optional
+
+
+class Uses:
+    """The files are in ``folder``, which is made when needed. ``theirs``: it is somebody else's, to whom it is told
+    that we use something, as far as that goes without writing, and without waiting for anybody who has the lock."""
+
+    def __init__(self, folder: Path, *, theirs: bool = False) -> None:
+        self.folder, self._theirs = folder, theirs
+
+    def take(self, name: str) -> Optional[int]:
+        """From now on ``name`` is used, until ``leave`` or our end. None where this cannot be told (a read-only folder:
+        nobody evicts there)."""
+        while True:
+            try:
+                lock = _open(self.folder / name, read_only=self._theirs)
+            except OSError:
+                return None
+            if not _locked(lock, fcntl.LOCK_SH | (fcntl.LOCK_NB if self._theirs else 0)):
+                return None
+            if self._same(name, lock):
+                self._touch(lock)
+                return lock
+            os.close(lock)  # it was evicted between our open and our lock
+
+    def leave(self, lock: int) -> None:
+        """The end of what ``take`` began: this was the last use."""
+        self._touch(lock)
+        os.close(lock)
+
+    @contextlib.contextmanager
+    def claim(self, name: str) -> Iterator[bool]:
+        """Whether nobody uses ``name``; until the end of the with block nobody begins to."""
+        try:
+            lock = _open(self.folder / name)
+        except OSError:
+            yield False
+            return
+        if not _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield False
+            return
+        try:
+            yield self._same(name, lock)
+        finally:
+            os.close(lock)
+
+    def free(self, name: str) -> bool:
+        """Whether nobody uses ``name`` at this moment; writes nothing."""
+        try:
+            lock = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return True
+        free = _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if free:
+            os.close(lock)
+        return free
+
+    def last(self, name: str) -> Optional[float]:
+        """When it was used last, in seconds since 1970; None where nobody knows."""
+        try:
+            return (self.folder / name).stat().st_mtime
+        except OSError:
+            return None
+
+    def forget(self, name: str) -> None:
+        """For who has claimed it and removed it."""
+        (self.folder / name).unlink(missing_ok=True)
+
+    def _touch(self, lock: int) -> None:
+        with contextlib.suppress(OSError):  # it cannot be written
+            if not self._theirs:
+                os.utime(lock)
+
+    def _same(self, name: str, lock: int) -> bool:
+        try:
+            return os.path.samestat((self.folder / name).lstat(), os.fstat(lock))
+        except OSError:
+            return False
+
+
+def _open(path: Path, read_only: bool = False) -> int:
+    """For a lock reading is enough. Raises OSError."""
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    if read_only:
+        return os.open(path, os.O_RDONLY | flags)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_CREAT | os.O_RDWR | flags, 0o644)
+    except OSError:
+        return os.open(path, os.O_RDONLY | flags)
+
+
+def _locked(lock: int, how: int) -> bool:
+    """Closes ``lock`` where it is not to be had."""
+    try:
+        fcntl.flock(lock, how)
+    except OSError:
+        os.close(lock)
+        return False
+    except BaseException:  # a signal, while we waited
+        os.close(lock)
+        raise
+    return True
