@@ -62,7 +62,7 @@ def compose(job: Job, manifest: Manifest, granted: Granted, qemu: QemuInfo, acce
     ``host_khz``: from vm.probe, for emulation; ``attempt``: which boot of this run it is."""
     boot = boot_method(job, manifest)
     direct = boot is not Boot.DISK  # what each boot method needs is there, or the manifest was refused
-    disks = tuple(zip(map(str, files.chain or _unmade(manifest, files)), formats(manifest)))
+    disks = tuple(zip(map(str, files.chain), formats(manifest)))
     arguments = cmdline.kernel_arguments(boot, accel.name, manifest.cmdline, host_khz) if direct else ""
     if direct and link.netdev:
         # no DHCP: what we put into the image sets the address at once
@@ -79,8 +79,3 @@ def compose(job: Job, manifest: Manifest, granted: Granted, qemu: QemuInfo, acce
         input_disk=files.input_disk, output_disk=files.output_disk if job.outputs else "",
         seed_disk=files.seed if boot is Boot.DISK else "",
         netdev=link.netdev, netdev_extra=link.extra, cpu_model=cmdline.cpu_model(accel.name, qemu.version, attempt))
-
-
-def _unmade(manifest: Manifest, files: RunFiles) -> list[Path]:
-    """For a plan, which makes nothing of layers."""
-    return [files.image[file.role] for file in (manifest.file("disk"), *manifest.layers) if file]

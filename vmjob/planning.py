@@ -15,6 +15,7 @@ def plan(job: Job, scratch: Path, base: Path = Path()) -> dict[str, Any]:
     the agent is told, and the cloud-init seed. Raises what a run would raise before it starts anything."""
     from vmjob.guest.script import job_script
     from vmjob.guest.seed import agent_text, user_data
+    from vmjob.image import chain
     from vmjob.image.store import Store
     from vmjob.payload import payload_document
     from vmjob.slot.grant import grant, overhead_of
@@ -24,14 +25,15 @@ def plan(job: Job, scratch: Path, base: Path = Path()) -> dict[str, Any]:
     from vmjob.vm.cmdline import command_line
 
     collect(job.inputs, base, scratch)
-    manifest, paths = Store(config.store_dir()).resolve(job.image)
+    store = Store(config.store_dir())
+    manifest, paths = store.resolve(job.image)
     slot = detect(os.environ, scratch)
     qemu, accel = _remembered(job)
     granted = grant(slot, job, manifest, overhead_of(accel.name))
     link = net.plan(job.network, qemu)
     boot = compose.boot_method(job, manifest)
     code = firmware.find_uefi().code if boot is Boot.DISK and manifest.firmware == "uefi" else ""
-    files = compose.RunFiles(paths, "in.tar" if job.inputs else "")
+    files = compose.RunFiles(paths, "in.tar" if job.inputs else "", chain=chain.places(manifest, paths, store.blobs))
     spec = compose.compose(job, manifest, granted, qemu, accel, files, link, code,
                            probe.host_khz() if accel.name == "tcg" else 0)
     return {

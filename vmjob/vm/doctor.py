@@ -144,9 +144,12 @@ def _namespaces() -> Iterator[Check]:
 
 
 def _qemu_img() -> Iterator[Check]:
-    found = process.which("qemu-img")
-    if found:
+    found, nbd = process.which("qemu-img"), process.which("qemu-nbd")
+    if found and nbd:
         yield Check("qemu-img", OK, found)
+    elif found:
+        yield Check("qemu-img", WARNING, f"{found}, but no qemu-nbd: images made of layers cannot run",
+                    "install it: apt-get install qemu-utils (RHEL: qemu-img)")
     else:
         yield Check("qemu-img", FAILURE, "qemu-img is missing: images with a disk cannot run",
                     "install it: apt-get install qemu-utils (RHEL: qemu-img)")
