@@ -125,7 +125,7 @@ def _warm(work: Work, small: Image, made: Mapping[str, Image]) -> list[Row]:
                 peer="the same guest, 0.1 GB") for name in made]
     return [*rows, Row("warm start of micro, another guest", times["micro"]),
             *(Row(f"of the warm start of {name}: verify", statistics.median(verify[name])) for name in images),
-            Row("bytes that moved for all warm starts", moved / 1e6, unit="MB", goal=Goal("ours", "<=", 0))]
+            Row("bytes that moved for all warm starts", moved / 1e6, unit="MB", goal=Goal("ours", "<=", 1))]
 
 
 def _disk(work: Work, name: str, one: Image) -> list[Row]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from vmjob.errors import JobError, ScratchFull
 from vmjob.files import FULL, place, real_kind, write_secret
 from vmjob.model import Payload
-from vmjob.payload import INPUT, NAME, TOKEN, WRAPPER, image_place, list_name, write_payload
+from vmjob.payload import INPUT, LISTS, NAME, TOKEN, WRAPPER, image_place, list_name, write_payload
 from vmjob.progress import Reporter
 from vmjob.pyz import PYZ, build_pyz, cached_pyz, wrapper_text
 from vmjob.slot.scratch import claim, scratch
+
+_LISTS = tuple(map(list_name, range(LISTS)))
 
 
 def pack(payload: Payload, target: Path, reporter: Reporter) -> int:
@@ -66,7 +68,7 @@ def _check_target(target: Path) -> None:
         pass
     # results of a run by hand, or anything else that is somebody's, is not ours to replace
     other = sorted({path.name for path in target.iterdir()}
-                   - {WRAPPER, PYZ, NAME, INPUT, TOKEN, "image", *map(list_name, range(10))})
+                   - {WRAPPER, PYZ, NAME, INPUT, TOKEN, "image", *_LISTS})
     if other:
         raise JobError(f"{target} is a folder with something else than a payload in it, such as {other[0]}",
                        "give another name, or empty it")
@@ -116,7 +118,7 @@ def _as_tar(folder: Path, large: list[tuple[str, Path]], target: Path, reporter:
     from vmjob.stage.collect import Entry
     from vmjob.stage.pack import write_archive
 
-    members = [(name, folder / name) for name in (WRAPPER, NAME, PYZ, TOKEN)
+    members = [(name, folder / name) for name in (WRAPPER, NAME, PYZ, TOKEN, *_LISTS)
                if (folder / name).exists()] + large
     entries = [Entry(name, path, path.stat()) for name, path in members]
     entries.insert(len(entries) - len([name for name, _ in large if name != INPUT]),

@@ -17,6 +17,7 @@ NAME = "payload.json"
 INPUT = "input.tar"
 TOKEN = "token"  # a glide-in's, where it cannot come by a better way
 WRAPPER = "vmjob-wrapper.sh"
+LISTS = 8  # signed image lists, at most
 _AGAIN = "the payload was damaged on its way: pack it again, or send it again"
 
 
@@ -82,8 +83,7 @@ def read_payload(folder: Path, verify: bool = True, fetchable: bool = False) -> 
         elif not fetchable and not manifest.sources:
             raise ImageMissing(f"{places[0]}: the {file.role} of the image {manifest.name} is not there", _AGAIN)
     archive = _input(folder, body["input"], path, verify) if "input" in body else None
-    lists = tuple(folder / name for name in body.get("lists", ()) if (folder / name).is_file())
-    return Payload(_job_from_dict(body["job"], path), manifest, files, archive, lists=lists)
+    return Payload(_job_from_dict(body["job"], path), manifest, files, archive, lists=_lists(folder, body, path))
 
 
 def _input(folder: Path, body: dict[str, Any], where: Path, verify: bool) -> Path:
@@ -97,6 +97,14 @@ def _input(folder: Path, body: dict[str, Any], where: Path, verify: bool) -> Pat
             from unreadable
     what = f"it has {size} bytes, not {body['size']}" if size != body["size"] else "its SHA-256 is another one"
     raise JobError(f"{archive}: corrupted payload: {what}", _AGAIN)
+
+
+def _lists(folder: Path, body: dict[str, Any], where: Path) -> tuple[Path, ...]:
+    lists = tuple(folder / name for name in body.get("lists", ()))
+    for path in lists:
+        if not path.is_file():
+            raise JobError(f"{path}: no such file, and {where.name} names it: corrupted payload", _AGAIN)
+    return lists
 
 
 def _job_to_dict(job: Job) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vmjob import compose, config
 from vmjob.model import Accel, AccelChoice, Boot, Granted, Job, Payload, QemuInfo, Slot
+from vmjob.progress import Reporter
 
 
 def plan(job: Job, scratch: Path, base: Path = Path()) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def plan(job: Job, scratch: Path, base: Path = Path()) -> dict[str, Any]:
     from vmjob.slot.grant import grant, overhead_of
     from vmjob.slot.limits import detect
     from vmjob.stage.collect import collect
+    from vmjob.submit import lists_of
     from vmjob.vm import firmware, net, probe
     from vmjob.vm.cmdline import command_line
 
@@ -37,7 +39,7 @@ def plan(job: Job, scratch: Path, base: Path = Path()) -> dict[str, Any]:
     spec = compose.compose(job, manifest, granted, qemu, accel, files, link, code,
                            probe.host_khz() if accel.name == "tcg" else 0)
     return {
-        "payload": payload_document(Payload(job, manifest, paths)),
+        "payload": payload_document(Payload(job, manifest, paths, lists=lists_of(manifest, Reporter()))),
         "limits": {"cpus": granted.cpus, "memory": granted.memory, "disk": granted.disk, "walltime": granted.walltime,
                    "slot": slot.kind, "sources": list(slot.sources)},
         "accelerator": {"name": accel.name, "reason": accel.reason},

@@ -21,7 +21,7 @@ from vmjob.model import Fetch, ImageFile, Payload, Slot
 from vmjob.outcome import Run, failure_from_os, keep_result
 from vmjob.progress import Reporter
 from vmjob.result import Result
-from vmjob.submit import fetch_of
+from vmjob.submit import fetch_of, stage_time
 from vmjob.units import format_size
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
         this.boot = compose.boot_method(job, manifest)
         _admit(this)
         this.send_to = check_address(job.outputs_to, "outputs.to", dict(job.environment))
+        stage_time(None)  # a setting that is wrong is told now, and not when the program has ended
         granted = grant(this.slot, job, manifest)  # what can never fit is told before anything is read
         if job.glidein:
             from vmjob.tokens import check
@@ -90,7 +91,7 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
             this.bytes_in = this.payload.input_archive.stat().st_size
     with this.stages.stage("verify"):
         stack.enter_context(store.hold(manifest))  # nobody makes room with what we boot from
-        fetch = fetch_of(manifest, this.reporter, fetch)
+        fetch = fetch_of(manifest, this.reporter, fetch, this.left(granted.walltime))
         image = store.open(manifest, this.payload.image_files, this.reporter, fetch and _counted(this, fetch), folder)
     with this.stages.stage("probe"):
         this.qemu = probe.find_qemu()
@@ -176,7 +177,7 @@ def _send(this: Run) -> None:
 
     if this.results is None:
         return
-    this.staged = send(this.results, this.outputs, this.send_to, timeout=config.stage_timeout(),
+    this.staged = send(this.results, this.outputs, this.send_to, timeout=stage_time(this.left(this.slot.time_left)),
                        rate=config.stage_rate(), reporter=this.reporter)
     gone = {one.name for one in this.staged}
     for name in gone:

@@ -15,7 +15,7 @@ from vmjob.errors import FolderBusy, JobError, OutputMissing, OutputRefused, Vmj
 from vmjob.files import place, real_kind, write_secret
 from vmjob.glideins import SYSTEM_DISK
 from vmjob.model import Job, Manifest, Payload
-from vmjob.payload import INPUT, NAME, WRAPPER
+from vmjob.payload import INPUT, NAME, WRAPPER, list_name
 from vmjob.progress import Reporter
 from vmjob.pyz import PYZ
 
@@ -93,10 +93,11 @@ def describe(job: Job, base: Path, target: Target, parameters: Parameters,
     collect(job.inputs, base, default_scratch())
     job = at_target(job, target)
     manifest, files = Store(config.store_dir()).resolve(job.image)
-    payload = Payload(job, manifest, {} if manifest.sources and not carry else files)
+    payload = Payload(job, manifest, {} if manifest.sources and not carry else files,
+                      lists=submit.lists_of(manifest, Reporter()))
     if target.kind == "local":
         return "", payload_document(payload)
-    names = [WRAPPER, PYZ, NAME] + ([INPUT] if job.inputs else [])
+    names = [WRAPPER, PYZ, NAME, *([INPUT] if job.inputs else []), *map(list_name, range(len(payload.lists)))]
     text = jobs_description(target, _submission(payload, parameters, tuple(sorted(names))), SPOOL,
                             "$(image)" if payload.image_files else "",
                             "$(tokens)" if target.element else SPOOL)
@@ -151,13 +152,19 @@ def request_of(job: Job, manifest: Manifest, extra_disk: int = 0) -> Request:
                    walltime=wants.walltime + _SPARE_TIME if wants.walltime else None)
 
 
+def _image_room(manifest: Manifest) -> int:
+    """Bytes for the image: a node without a cache keeps it in the job's own scratch, and what other programs bring is
+    there twice for a moment. Pure."""
+    brought = any(source.startswith(("condor:", "davs:")) for source in manifest.sources)
+    return manifest.size + brought * max(file.size for file in manifest.files)
+
+
 def _submission(payload: Payload, parameters: Parameters, files: tuple[str, ...]) -> Submission:
     manifest = payload.manifest
     archive = payload.input_archive.stat().st_size if payload.input_archive else 0
     return Submission(
         name=payload.job.name, image=manifest.name, digest=manifest.digest, parameters=parameters, files=files,
-        # a node without a cache keeps the image in the job's own scratch
-        request=request_of(payload.job, manifest, 2 * archive + manifest.size),
+        request=request_of(payload.job, manifest, 2 * archive + _image_room(manifest)),
         image_files={file.sha256: payload.image_files[file.role] for file in manifest.files
                      if file.role in payload.image_files},
         tokens=token_names(parameters.count) if payload.job.glidein else ())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Optional
 from vmjob import compose, config
 from vmjob.errors import JobError
 from vmjob.model import Fetch, Job, Manifest, Payload
+from vmjob.payload import LISTS
 from vmjob.progress import Reporter
 from vmjob.units import format_size
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 
 _LIST = 4 * 2**20  # bytes of a signed list that travels with each payload
-_LISTS = 8
 
 
 def resolve(job: Job, base: Path, store: Store, folder: Path, reporter: Reporter) -> Payload:
@@ -36,10 +36,10 @@ def resolve(job: Job, base: Path, store: Store, folder: Path, reporter: Reporter
     archive = folder / "input.tar" if job.inputs else None
     if archive:
         pack_inputs(job.inputs, base, archive, reporter)
-    return Payload(job, manifest, files, archive, token, _lists(manifest, reporter))
+    return Payload(job, manifest, files, archive, token, lists_of(manifest, reporter))
 
 
-def _lists(manifest: Manifest, reporter: Reporter) -> tuple[Path, ...]:
+def lists_of(manifest: Manifest, reporter: Reporter) -> tuple[Path, ...]:
     """Signed lists that name the image, of those that the user follows: nodes may ask who vouches for it."""
     from vmjob.image import subscriptions
 
@@ -51,7 +51,7 @@ def _lists(manifest: Manifest, reporter: Reporter) -> tuple[Path, ...]:
     if len(small) < len(found):
         reporter.note(f"a list of more than {format_size(_LIST)} stays here; sites that accept its endorser follow it "
                       "themselves")
-    return tuple(small[:_LISTS])
+    return tuple(small[:LISTS])
 
 
 def token_of(job: Job, base: Path) -> str:
@@ -89,13 +89,21 @@ def carried(payload: Payload, reporter: Reporter, carry: bool = False) -> Payloa
     return replace(payload, image_files=image.paths)
 
 
-def fetch_of(manifest: Manifest, reporter: Reporter, way: Optional[Fetch] = None) -> Optional[Fetch]:
-    """Brings files of the image from its sources, or by the submit side's own ``way``; None where there is neither."""
+def fetch_of(manifest: Manifest, reporter: Reporter, way: Optional[Fetch] = None,
+             left: Optional[float] = None) -> Optional[Fetch]:
+    """Brings files of the image from its sources, or by the submit side's own ``way``; None where there is neither.
+    ``left``: seconds until it is of no use any more, None for no end."""
     if not manifest.sources:
         return way
     from vmjob.stage.sources import fetcher
 
-    return fetcher(manifest, carried=way, timeout=config.stage_timeout(), rate=config.stage_rate(), note=reporter.note)
+    return fetcher(manifest, carried=way, timeout=stage_time(left), rate=config.stage_rate(), note=reporter.note)
+
+
+def stage_time(left: Optional[float]) -> float:
+    """Seconds that fetching or sending may take, of which ``left`` are left in all. Raises JobError for a setting that
+    is no duration."""
+    return float(config.stage_timeout()) if left is None else max(1.0, min(config.stage_timeout(), left))
 
 
 def home_of(payload: Payload) -> Store:
