@@ -57,7 +57,8 @@ class Pair:
 
 class Ca:
     """Below ``folder``. ``certificates``: the hashed folder that is trusted. The pairs: ``root``, ``middle`` (an
-    authority below root), ``ada`` (of root), ``eve`` (of an authority that is not trusted)."""
+    authority below root), ``ada`` (of root), ``eve`` (of an authority that is not trusted). ``root`` and ``ada`` have
+    RSA keys; others elliptic ones, which are made at once, unless ``bits`` are asked for."""
 
     def __init__(self, folder: Path) -> None:
         if not shutil.which("openssl"):
@@ -65,10 +66,10 @@ class Ca:
         self.folder, self.certificates = folder, folder / "certificates"
         self.certificates.mkdir(parents=True)
         (folder / "config").write_text(_CONFIG.format(folder=folder))
-        self.root = self.authority("/DC=org/DC=example/CN=Test CA")
+        self.root = self.authority("/DC=org/DC=example/CN=Test CA", bits=2048)
         self.other = self.authority("/DC=org/DC=elsewhere/CN=Other CA")
         self.middle = self.issue("/DC=org/DC=example/CN=Middle CA", self.root, extensions="ca")
-        self.ada = self.issue("/DC=org/DC=example/CN=Ada Lovelace", self.root)
+        self.ada = self.issue("/DC=org/DC=example/CN=Ada Lovelace", self.root, bits=2048)
         self.eve = self.issue("/DC=org/DC=elsewhere/CN=Eve", self.other)
         self.trust(self.root)
 
@@ -77,14 +78,14 @@ class Ca:
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
 
-    def authority(self, dn: str, *, bits: int = 2048, md: str = "sha256") -> Pair:
+    def authority(self, dn: str, *, bits: int = 0, md: str = "sha256") -> Pair:
         """A root of its own; not yet trusted."""
         made = self._request(dn, bits)
         self.openssl("req", "-x509", "-new", "-key", made.key, "-out", made.cert, "-subj", dn, "-days", 3650,
                      f"-{md}", "-config", self.folder / "config", "-extensions", "ca")
         return Pair(made.cert, made.key, dn, dn)
 
-    def issue(self, dn: str, by: Pair, *, extensions: str = "user", md: str = "sha256", bits: int = 2048,
+    def issue(self, dn: str, by: Pair, *, extensions: str = "user", md: str = "sha256", bits: int = 0,
               begins: Optional[float] = None, ends: Optional[float] = None, chain: Sequence[Pair] = ()) -> Pair:
         """A certificate; ``begins`` and ``ends`` in seconds since 1970. ``chain``: more certificates for its file."""
         made = self._request(dn, bits)
@@ -135,7 +136,8 @@ class Ca:
     def _request(self, dn: str, bits: int) -> Pair:
         number = len(list(self.folder.glob("*.key")))
         made = Pair(self.folder / f"{number}.pem", self.folder / f"{number}.key", dn, "")
-        self.openssl("genpkey", "-algorithm", "RSA", "-pkeyopt", f"rsa_keygen_bits:{bits}", "-out", made.key)
+        kind = ("RSA", "-pkeyopt", f"rsa_keygen_bits:{bits}") if bits else ("EC", "-pkeyopt", "ec_paramgen_curve:P-256")
+        self.openssl("genpkey", "-algorithm", *kind, "-out", made.key)
         made.key.chmod(0o600)
         return made
 

@@ -61,6 +61,10 @@ class Run:
     def __post_init__(self) -> None:
         self.stages = Stages(self.reporter)
 
+    def fetched(self, amount: int) -> None:
+        """Bytes of the image have come."""
+        self.bytes_image += amount
+
     def left(self, seconds: Optional[float]) -> Optional[float]:
         """What is left of ``seconds`` from the run's start on; None stays None."""
         return None if seconds is None else self.clock + seconds - time.monotonic()

@@ -167,7 +167,10 @@ def _limits(body: Mapping[str, Any], where: str) -> Limits:
         lifetime = parse_duration(body["lifetime"], f"{where}.lifetime") if "lifetime" in body else None
     except JobError as wrong:
         raise PolicyBroken(wrong.message, wrong.hint) from wrong
-    networks = tuple(Network(name) for name in body["networks"]) if "networks" in body else None
+    try:
+        networks = tuple(map(Network, _words(body, "networks", where))) if "networks" in body else None
+    except ValueError as unknown:
+        raise PolicyBroken(f"{where}.networks: {unknown}", "nat, isolated and none are known") from unknown
     return Limits(memory, body.get("cpus"), lifetime, networks)
 
 

@@ -7,7 +7,7 @@ failure, signal) leaves no process and no file but the results.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -17,7 +17,7 @@ from vmjob import compose, config
 from vmjob.errors import OutputMissing, OutputTooLarge, PolicyRefused, VmjobError
 from vmjob.glideins import FOLDER, times
 from vmjob.job import check_address
-from vmjob.model import Fetch, ImageFile, Payload, Slot
+from vmjob.model import Fetch, Payload, Slot
 from vmjob.outcome import Run, failure_from_os, keep_result
 from vmjob.progress import Reporter
 from vmjob.result import Result
@@ -91,8 +91,10 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
             this.bytes_in = this.payload.input_archive.stat().st_size
     with this.stages.stage("verify"):
         stack.enter_context(store.hold(manifest))  # nobody makes room with what we boot from
-        fetch = fetch_of(manifest, this.reporter, fetch, this.left(granted.walltime))
-        image = store.open(manifest, this.payload.image_files, this.reporter, fetch and _counted(this, fetch), folder)
+        fetch = fetch_of(manifest, this.reporter, fetch, this.left(granted.walltime), this.fetched)
+        image = store.open(manifest, this.payload.image_files, this.reporter, fetch, folder)
+    if this.bytes_image:
+        this.reporter.note(f"fetched {format_size(this.bytes_image)} of the image {manifest.name}")
     with this.stages.stage("probe"):
         this.qemu = probe.find_qemu()
         this.accel = probe.choose_accel(job.accel, this.qemu)
@@ -134,15 +136,6 @@ def _learn(this: Run, stopped: bool) -> None:
     status = this.channel.exit_status if this.channel else None
     if status and not stopped:
         raise failure(status, folder)
-
-
-def _counted(this: Run, fetch: Fetch) -> Fetch:
-    def pieces(file: ImageFile, start: int) -> Iterator[bytes]:
-        for piece in fetch(file, start):
-            this.bytes_image += len(piece)
-            yield piece
-
-    return pieces
 
 
 def _collect(this: Run, disk: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob import compose, config
-from vmjob.errors import JobError
-from vmjob.model import Fetch, Job, Manifest, Payload
+from vmjob.errors import EndorsementRefused, JobError
+from vmjob.model import Fetch, ImageFile, Job, Manifest, Payload
 from vmjob.payload import LISTS
 from vmjob.progress import Reporter
 from vmjob.units import format_size
@@ -47,6 +50,10 @@ def lists_of(manifest: Manifest, reporter: Reporter) -> tuple[Path, ...]:
     if not folder.is_dir():
         return ()
     found = subscriptions.naming(manifest.digest, [folder])
+    for one in subscriptions.listed(folder):
+        if manifest.digest in one.images and one.expires < time.time():
+            reporter.note(f"the list {one.identifier} that names {manifest.name} has expired: sites that want an "
+                          "endorsement refuse it (vmjob image subscribe --refresh)")
     small = [path for path in found if path.stat().st_size <= _LIST]
     if len(small) < len(found):
         reporter.note(f"a list of more than {format_size(_LIST)} stays here; sites that accept its endorser follow it "
@@ -83,21 +90,61 @@ def _check_expression(text: str) -> None:
 def carried(payload: Payload, reporter: Reporter, carry: bool = False) -> Payload:
     """What of its image travels with the job: all files, verified here, as a broken image should not travel. Nothing
     where nodes fetch it from its sources, unless ``carry``. Raises ImageMissing, ImageCorrupt, ImageOutOfReach."""
+    _not_withdrawn(payload.manifest)
     if payload.manifest.sources and not carry:
+        reporter.note(f"the image {payload.manifest.name} does not travel: nodes fetch it from its sources "
+                      "(--carry-image sends it along)")
         return replace(payload, image_files={})
     image = home_of(payload).open(payload.manifest, payload.image_files, reporter, fetch_of(payload.manifest, reporter))
     return replace(payload, image_files=image.paths)
 
 
-def fetch_of(manifest: Manifest, reporter: Reporter, way: Optional[Fetch] = None,
-             left: Optional[float] = None) -> Optional[Fetch]:
-    """Brings files of the image from its sources, or by the submit side's own ``way``; None where there is neither.
-    ``left``: seconds until it is of no use any more, None for no end."""
-    if not manifest.sources:
-        return way
-    from vmjob.stage.sources import fetcher
+def _not_withdrawn(manifest: Manifest) -> None:
+    """Raises EndorsementRefused for an image that a list which the user follows has withdrawn."""
+    from vmjob.image import subscriptions
 
-    return fetcher(manifest, carried=way, timeout=stage_time(left), rate=config.stage_rate(), note=reporter.note)
+    folder = subscriptions.user_folder()
+    gone = subscriptions.withdrawn(manifest.digest, [folder]) if folder.is_dir() else None
+    if gone:
+        raise EndorsementRefused(f"the image {manifest.name} was withdrawn: {gone}",
+                                 "use the version that the list has now (vmjob image list)")
+
+
+class Fetching:
+    """A Fetch that is made when the first byte is asked for: mostly a machine has the image, and what brings others
+    need not even be imported. ``count`` hears of the bytes. What else it is asked for, is what it makes asked for."""
+
+    def __init__(self, make: Callable[[], Fetch], count: Callable[[int], None]) -> None:
+        self._make, self._count = make, count
+
+    def __call__(self, file: ImageFile, start: int) -> Iterator[bytes]:
+        for piece in self._made(file, start):
+            self._count(len(piece))
+            yield piece
+
+    @cached_property
+    def _made(self) -> Fetch:
+        return self._make()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made, name)
+
+
+def fetch_of(manifest: Manifest, reporter: Reporter, way: Optional[Fetch] = None, left: Optional[float] = None,
+             count: Callable[[int], None] = lambda _: None) -> Optional[Fetch]:
+    """Brings files of the image from its sources, or by the submit side's own ``way``; None where there is neither.
+    ``left``: seconds until it is of no use any more, None for no end; ``count`` hears of the bytes that come."""
+    if not manifest.sources:
+        return way and Fetching(lambda: way, count)
+
+    def make() -> Fetch:
+        from vmjob.stage.sources import fetcher
+
+        made = fetcher(manifest, carried=way, timeout=stage_time(left), rate=config.stage_rate(), note=reporter.note)
+        assert made  # as there are sources
+        return made
+
+    return Fetching(make, count)
 
 
 def stage_time(left: Optional[float]) -> float:
@@ -108,9 +155,10 @@ def stage_time(left: Optional[float]) -> float:
 
 def home_of(payload: Payload) -> Store:
     """Where this machine keeps the image's verified files: the user's store if they are in it, else (an image used from
-    a folder) the cache, where nobody has to remove them."""
+    a folder, or fetched) the cache, where nobody has to remove them."""
     from vmjob.image.store import Store
 
     store = config.store_dir()
-    own = all(store in path.parents for path in payload.image_files.values())
+    paths = payload.image_files.values()
+    own = len(paths) == len(payload.manifest.files) and all(store in path.parents for path in paths)
     return Store(store) if own else Store(config.cache_dir(), cache=True)

@@ -6,32 +6,58 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import io
 import json
 import multiprocessing
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
 from tests.ca import Ca, Pair, entry, image_list
 from tests.conftest import Cli, Done
+from vmjob.cli import list_fetch
+from vmjob.cli.main import main
 from vmjob.endorsement import Endorser
-from vmjob.errors import EndorsementRefused
+from vmjob.errors import EndorsementRefused, ImageOutOfReach
 from vmjob.image import manifest as manifests
-from vmjob.image import subscriptions, trust
+from vmjob.image import smime, subscriptions, trust
 from vmjob.image.imagelist import ImageList
 from vmjob.image.trust import SignedList
 from vmjob.model import Boot, ImageFile, Manifest
+from vmjob.progress import Reporter
+from vmjob.stage.flow import Patience
 
 pytestmark = pytest.mark.integration
+
+
+class Inside(Cli):
+    """The command line in this process: what is tried here is what it does, not that it starts."""
+
+    def __call__(self, *args: Any, env: Optional[dict[str, str]] = None, timeout: float = 120) -> Done:
+        (self.cwd / "scratch").mkdir(exist_ok=True)
+        out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), \
+                Path(os.devnull).open() as nobody:
+            patch.chdir(self.cwd)
+            patch.setattr(sys, "stdin", nobody)
+            for key, value in self.environment(env).items():
+                patch.setenv(key, value)
+            try:
+                status = main([*map(str, args)])
+            except SystemExit as end:  # --help
+                status = int(end.code or 0)
+            out.flush()
+        return Done(status, out.buffer.getvalue(), err.getvalue())  # type: ignore[attr-defined]
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -45,25 +71,20 @@ def web(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "www").mkdir()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0),
                                          functools.partial(_Quiet, directory=str(tmp_path / "www"))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def ca(tmp_path_factory: pytest.TempPathFactory) -> Ca:
-    return Ca(tmp_path_factory.mktemp("ca"))
 
 
 @pytest.fixture
 def cli(ca: Ca, tmp_path: Path) -> Cli:
     """With a store of its own, which has nothing in it."""
-    return Cli(tmp_path, tmp_path / "home", {"X509_CERT_DIR": str(ca.certificates), "no_proxy": "*"})
+    return Inside(tmp_path, tmp_path / "home", {"X509_CERT_DIR": str(ca.certificates), "no_proxy": "*"})
 
 
 @pytest.fixture
 def others(ca: Ca, tmp_path: Path) -> Cli:
-    """Somebody else's machine."""
+    """Somebody else's machine; the command in processes of its own."""
     (tmp_path / "there").mkdir()
     return Cli(tmp_path / "there", tmp_path / "there/home", {"X509_CERT_DIR": str(ca.certificates), "no_proxy": "*"})
 
@@ -258,6 +279,98 @@ def test_refresh_refuses_and_tells(cli: Cli, ca: Ca, web: str, tmp_path: Path) -
     publish(ca, tmp_path, 3)
     assert cli("image", "subscribe", "--refresh", "list-1").status == 0
     assert cli("image", "subscribe", "--list", "--json").json[0]["trouble"] == ""
+
+
+def test_every_list_is_tried(cli: Cli, ca: Ca, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever another one is or does, and whatever fault it finds in us."""
+    (tmp_path / "www").mkdir()
+    names = ("a gone", "b odd", "c refused", "d good", "e unread")
+    for name in names:
+        publish(ca, tmp_path, 1, dc_identifier=name, dc_title=name)
+        (tmp_path / "www/l").rename(tmp_path / name)
+        assert cli("image", "subscribe", name, *trusting(ca)).status == 0
+    folder = cli.home / "store/lists"
+    (tmp_path / "a gone").unlink()
+    for name in names[1:4]:
+        publish(ca, tmp_path, 2, by="eve" if name == "c refused" else "ada", dc_identifier=name, dc_title=name)
+        (tmp_path / "www/l").rename(tmp_path / name)
+    stem = hashlib.sha256(b"e unread").hexdigest()[:32]
+    (folder / f"{stem}.json").write_text("{")
+    read = subscriptions.renewed
+
+    def odd(old: Any, url: str, *more: Any) -> Any:
+        if url.endswith("b odd"):
+            raise ZeroDivisionError("odd")
+        return read(old, url, *more)
+
+    monkeypatch.setattr(subscriptions, "renewed", odd)
+    done = cli("image", "subscribe", "--refresh", "--json")
+    notes = " ".join(json.loads(done.out.splitlines()[0])["notes"])
+    assert done.status == 217
+    for said in ("a gone: cannot be read", "b odd: what came cannot be read: ZeroDivisionError",
+                 "the authority is not known here", f"{stem}.json: what is known of an image list cannot be read"):
+        assert said in notes, (said, notes)
+    (folder / f"{stem}.json").unlink()
+    assert [(one.version, bool(one.trouble)) for one in subscriptions.listed(folder)] == [
+        ("1", True), ("1", True), ("1", True), ("2", False)]
+
+
+ENDLESS = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+@pytest.mark.parametrize("first, again, pause, said", [
+    (ENDLESS, b"a", 0.05, "only .* came"), (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", 0.05, "no byte came"),
+    (b"", b"", 0.05, "no byte came"), (ENDLESS, b"a" * 4096, 0.001, "not here after 1 s"),
+    (ENDLESS, b"a" * 2**20, 0, "larger than"),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n", b"", 1, "larger than"),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", None, 0, "the connection broke"),
+    (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nabc", None, 0, "comes packed"),
+    (b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n", None, 0, "no address of http")],
+    ids=["body drips", "head drips", "silence", "slow", "endless", "says it is large", "cut", "packed", "leads away"])
+def test_servers_that_keep_us_busy(first: bytes, again: Optional[bytes], pause: float, said: str,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("VMJOB_STAGE_TIMEOUT", "1s")
+    monkeypatch.setattr(smime, "LARGEST", 16 * 2**20)
+    over = threading.Event()
+
+    def serve(listening: socket.socket) -> None:
+        with contextlib.suppress(OSError), listening.accept()[0] as one:
+            one.recv(65536)
+            one.sendall(first)
+            while again is not None and not over.wait(pause):
+                one.sendall(again)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, args=(listening,), daemon=True)
+        thread.start()
+        ends = threading.Timer(20, over.set)  # the connection ends, and with it what hangs: the wrong error
+        ends.start()
+        try:
+            with pytest.raises((ImageOutOfReach, EndorsementRefused), match=said):
+                list_fetch.fetch(f"http://127.0.0.1:{listening.getsockname()[1]}/l", Reporter(),
+                                 Patience(connect=5, stall=0.3, window=0.3, floor=1000, tick=0.05))
+        finally:
+            ends.cancel()
+            over.set()
+            thread.join()
+
+
+def test_images_that_are_not_here_yet(cli: Cli, ca: Ca, tmp_path: Path) -> None:
+    one = image(tmp_path, "one")
+    words = ("--title", "T", "--uri", "https://example.org/l", "--source", "https://example.org/", "-o", "l")
+    assert sign(cli, ca, "./one", *words).status == 0
+    assert cli("image", "subscribe", "l", *trusting(ca)).status == 0
+    assert cli("image", "list", "--json").json[0]["here"] is False  # type: ignore[index]
+    assert b"(not here yet: fetched when used)" in cli("image", "list").out
+    blob = cli.home / "cache/blobs/sha256" / one.files[0].sha256  # where a job has fetched it to
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes((tmp_path / "one/disk.raw").read_bytes())
+    assert cli("image", "list", "--json").json[0]["here"] is True  # type: ignore[index]
+    assert b"not here" not in cli("image", "list").out
+    blob.unlink()
+    assert cli("image", "import", "one").status == 0
+    assert cli("image", "list", "--json").json[0]["here"] is True  # type: ignore[index]
 
 
 def test_an_expired_list_says_so(cli: Cli, ca: Ca, tmp_path: Path) -> None:

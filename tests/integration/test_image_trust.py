@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from tests.ca import Ca, Pair, entry, image_list
 from vmjob.errors import EndorsementRefused, JobError
-from vmjob.image import smime, trust, x509
+from vmjob.image import authorities, smime, trust, x509
 from vmjob.manifests import manifest_to_dict
 from vmjob.model import Boot, ImageFile, Manifest
 
@@ -25,11 +26,6 @@ pytestmark = pytest.mark.integration
 now = time.time
 ONE = Manifest("one", (ImageFile("disk", "disk.qcow2", "qcow2", 1000, "ab" * 32, 4096),), (Boot.DISK,),
                sources=("https://example.org/one/",))
-
-
-@pytest.fixture(scope="module")
-def ca(tmp_path_factory: pytest.TempPathFactory) -> Ca:
-    return Ca(tmp_path_factory.mktemp("ca"))
 
 
 def own(name: str = "one", manifest: Manifest = ONE, **changed: Any) -> dict[str, Any]:
@@ -75,11 +71,16 @@ def test_what_we_sign_is_read_by_other_tools(ca: Ca) -> None:
 
 def test_a_key_of_somebody_else_signs_nothing(ca: Ca, tmp_path: Path) -> None:
     with pytest.raises(JobError, match="did not sign"):
-        smime.sign(b"{}", ca.ada.cert, ca.eve.key)
+        smime.sign(b"{}", ca.ada.cert, ca.root.key)
     (tmp_path / "key").write_bytes(ca.ada.key.read_bytes())
     (tmp_path / "key").chmod(0o644)
     with pytest.raises(JobError, match="everybody on this machine"):
         smime.sign(b"{}", ca.ada.cert, tmp_path / "key")
+    (tmp_path / "cert").write_text("-----BEGIN CERTIFICATE-----\nMIIBx\n-----END CERTIFICATE-----\n")
+    with pytest.raises(JobError, match="not in base64"):
+        smime.sign(b"{}", tmp_path / "cert", ca.ada.key)
+    with pytest.raises(JobError, match="not in base64"):
+        smime.certificate_of(tmp_path / "cert")
 
 
 # ---------------------------------------------------------------- certificates
@@ -184,6 +185,36 @@ def test_revocation(tmp_path: Path) -> None:
     assert f"the certificate of {ca.middle.dn} was revoked" in refused(ca, bobs)
 
 
+def test_a_revoked_authority_does_not_hide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ca = Ca(tmp_path / "ca")
+    ca.revocations(ca.root, ca.middle)
+    bob = ca.issue("/DC=org/DC=example/CN=Bob", ca.middle, chain=(ca.middle,))
+    alone = bob.cert.read_bytes()
+    # certificates of nobody, called as the revoked authority
+    decoys = [ca.issue(ca.middle.dn, ca.other, extensions="ca").cert.read_bytes() for _ in range(3)]
+    for many, said in ((19, "was revoked by"), (21, "certificates, and no chain has so many")):
+        for message in (alone + b"".join(decoys), alone + b"".join(decoys[::-1])):
+            bob.cert.write_bytes(message + b"".join(_renumbered(ca, n) for n in range(many - 5)))
+            assert said in refused(ca, ca.sign(image_list(bob), bob))
+    bob.cert.write_bytes(alone)
+    # the same name for openssl, which counts neither case nor spaces
+    spelt = replace(ca.middle, cert=tmp_path / "spelt.pem", dn="/DC=org/DC=example/CN=middle  ca")
+    ca.openssl("req", "-x509", "-key", spelt.key, "-out", spelt.cert, "-subj", spelt.dn, "-config",
+               ca.folder / "config", "-extensions", "ca")
+    eve = ca.issue("/DC=org/DC=example/CN=Eve", spelt, chain=(ca.middle,))
+    assert f"the certificate of {ca.middle.dn} was revoked" in refused(ca, ca.sign(image_list(eve), eve))
+    ca.revocations(ca.root)
+    monkeypatch.setattr(authorities, "_LOOKED_AT", 1)
+    assert "more than 1 certificates" in refused(ca, ca.sign(image_list(bob), bob))
+
+
+def _renumbered(ca: Ca, number: int) -> bytes:
+    """Another certificate, of nobody's, quickly: the same but for its signature, which nobody looks at."""
+    der = bytearray(x509.certificates_of_pem(ca.eve.cert.read_bytes())[0])
+    der[-1] ^= number + 1
+    return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(bytes(der)) + b"-----END CERTIFICATE-----\n"
+
+
 def test_a_revocation_list_that_is_old(tmp_path: Path) -> None:
     ca = Ca(tmp_path / "ca")
     ca.revocations(ca.root, days="1")
@@ -247,6 +278,23 @@ def test_weak_digests(ca: Ca, md: str) -> None:
 def test_two_signers(ca: Ca) -> None:
     message = ca.sign(image_list(ca.ada), None, "-signer", ca.eve.cert, "-inkey", ca.eve.key)
     assert "2 signers" in refused(ca, message)
+
+
+def test_no_more_signature_than_anybody_needs(ca: Ca) -> None:
+    message = ca.sign(image_list(ca.ada))
+    large = re.sub(rb"(?s)\n\nMII.*?\n\n", b"\n\nMII" + b"A" * 2**21 + b"\n\n", message)
+    assert "larger than 1 MiB" in refused(ca, large)
+
+
+def test_a_message_of_boundaries_takes_no_memory() -> None:
+    message = b'Content-Type: multipart/signed; boundary="x"\n' + b"\n--x" * 200_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(EndorsementRefused, match="not one text with one signature"):
+            smime.verify(message, Path(), now())
+        assert tracemalloc.get_traced_memory()[1] < 10 * len(message)
+    finally:
+        tracemalloc.stop()
 
 
 def test_no_signer_at_all(ca: Ca) -> None:

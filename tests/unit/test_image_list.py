@@ -11,10 +11,10 @@ import pytest
 
 from tests.ca import Pair, entry, image_list
 from vmjob.endorsement import Endorser
-from vmjob.errors import EndorsementRefused, JobError
-from vmjob.image import endorse, imagelist, subscriptions
+from vmjob.errors import EndorsementRefused, ImageError, JobError
+from vmjob.image import endorse, imagelist, subscriptions, x509
 from vmjob.image.trust import SignedList
-from vmjob.manifests import manifest_to_dict
+from vmjob.manifests import manifest_from_dict, manifest_to_dict
 from vmjob.model import Boot, ImageFile, Manifest
 
 pytestmark = pytest.mark.unit
@@ -67,6 +67,7 @@ def test_identifiers_stay_and_versions_go_up() -> None:
     assert endorse.image_identifier("a", "x") == first != endorse.image_identifier("b", "x")
     assert [endorse.next_version(one) for one in ("1", "9", "1.9", "20260101-3", "v", "")] == [
         "2", "10", "1.10", "20260101-4", "v.1", "1"]
+    assert [endorse.next_version(one) for one in ("1.²", "²", "٣")] == ["2.²", "².1", "٣.1"]
 
 
 def test_an_image_without_an_address_is_not_listed() -> None:
@@ -84,9 +85,30 @@ def test_lists_of_others() -> None:
     assert parse(image_list(ADA, hv_version=20150618211400)).version == "20150618211400"
 
 
+# the host is another one, as other programs read them
+AMBIGUOUS = [f"{scheme}://{host}/x" for scheme in ("https", "root", "davs", "pelican", "osdf")
+             for host in ("a\\@b", "a?@b", "a#@b", "a@b@c", "a b", "@", "a@", "a?b")]
+
+
+@pytest.mark.parametrize("uri", [
+    "https://h/a/", "https://h", "http://u:p@h:80/a?b#c@d@e", "root://h//a/b", "davs://[::1]/a/{path}", "osdf:///a/b",
+    "osdf://a/b", "pelican://f/a/{sha256}", "condor:chirp/x", "file:/a/"])
+def test_addresses(uri: str) -> None:
+    assert imagelist.file_path(uri) == uri.startswith("file:")
+    listed = {**manifest_to_dict(replace(ONE, sources=(uri,)))}
+    assert manifest_from_dict(listed, "test").sources == (uri,)
+
+
+def test_a_manifest_has_no_address_of_two_hosts() -> None:
+    for uri in (*AMBIGUOUS, "https://h/x\n", "https:///x", "osdf://h/ x", "file:/ x"):
+        with pytest.raises(ImageError, match="sources"):
+            manifest_from_dict({**manifest_to_dict(replace(ONE, sources=())), "sources": [uri]}, "test")
+
+
 @pytest.mark.parametrize("uri", [
     "/etc/passwd", "etc/passwd", "../x.img", "file:///etc/passwd", "FILE:/x", "https://example.org/a/../../x",
-    "https://example.org/..", "data:text/plain,x", "https://example.org/\nx", "-o x", "~/x", "ssh://host/x"])
+    "https://example.org/..", "data:text/plain,x", "https://example.org/\nx", "-o x", "~/x", "ssh://host/x",
+    *AMBIGUOUS])
 def test_file_paths(uri: str) -> None:
     assert "names a file path" in refused(image_list(ADA, [entry(hv_uri=uri)]))
     inside = {**entry(), "vmjob:manifest": {**manifest_to_dict(replace(ONE, sources=())), "sources": [uri]}}
@@ -126,9 +148,31 @@ def test_text_that_is_no_list(text: bytes) -> None:
 
 @pytest.mark.parametrize("older, newer", [
     ("1", "2"), ("9", "10"), ("1.9", "1.10"), ("1", "1.1"), ("20150618211400", "20260101000000"),
-    ("3.3.0-1", "3.3.0-2"), ("1.a", "1.b"), ("1.a", "1.1"), ("2.0", "10.0"), ("", "1")])
+    ("3.3.0-1", "3.3.0-2"), ("1.a", "1.b"), ("1.a", "1.1"), ("2.0", "10.0"), ("", "1"),
+    ("1.²", "1.1"), ("1.³", "1.٣³"), ("1.٩", "1.1"), ("1", "9" * 5000)])  # digits are those of ASCII
 def test_versions(older: str, newer: str) -> None:
     assert imagelist.version_key(older) < imagelist.version_key(newer)
+
+
+def der(tag: int, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return bytes([tag, 0x84]) + len(body).to_bytes(4, "big") + body
+
+
+def certificate(key: bytes = b"\x55\x04\x03", value: bytes = b"x", time: bytes = b"260101000000Z") -> bytes:
+    name = der(0x30, der(0x31, der(0x30, der(6, key), der(0x0C, value))))
+    dates = der(0x30, der(0x17, b"260101000000Z"), der(0x17, time))
+    return der(0x30, der(0x30, der(2, b"1"), der(0x30), name, dates, name))
+
+
+def test_what_a_certificate_may_hold_before_anybody_has_verified_it() -> None:
+    assert x509.certificate(certificate()).subject == "/CN=x"
+    for wrong, said in ((certificate(key=b"\x60" + b"\xff" * 64 + b"\x01"), "identifier of 66 bytes"),
+                        (certificate(key=b""), "identifier of 0 bytes"), (certificate(value=b"x" * 5000), "a name of"),
+                        (certificate(time=b"2" * 100), "a time that is none"),
+                        (certificate(time=b"x"), "does not match")):
+        with pytest.raises(ValueError, match=said):
+            x509.certificate(wrong)
 
 
 def test_times() -> None:

@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,14 +64,16 @@ def _layer(args: argparse.Namespace) -> int:
     from vmjob.cli import report
     from vmjob.image import layering
     from vmjob.image.store import Store
+    from vmjob.submit import fetch_of
     from vmjob.units import format_size
 
     if [bool(args.recipe), bool(args.from_disk), bool(args.from_image)].count(True) != 1:
         raise JobError("what shall the base become? one of RECIPE.yaml, --from-disk and --from-image",
                        "vmjob image layer --help shows an example of each")
     reporter, store, out = report.choose(json=args.json), Store(config.store_dir()), Path(args.out)
+    fetcher = partial(fetch_of, reporter=reporter)
     with ExitStack() as stack:
-        base = stack.enter_context(layering.opened(args.base, store, reporter))
+        base = stack.enter_context(layering.opened(args.base, store, reporter, fetcher))
         if args.from_disk:
             disk = Path(args.from_disk)
             made = layering.layer_on_disk(base, disk, args.name or disk.stem, out, reporter)
@@ -84,7 +87,7 @@ def _layer(args: argparse.Namespace) -> int:
                 work = stack.enter_context(tempfile.TemporaryDirectory(prefix="vmjob-"))
                 build(Path(args.recipe), Path(work) / "built", reporter)
                 ref = f"{work}/built"
-            new = stack.enter_context(layering.opened(ref, store, reporter))
+            new = stack.enter_context(layering.opened(ref, store, reporter, fetcher))
             made = layering.layer_on_image(base, new, args.name or new.manifest.name, out, reporter)
     if not args.no_register:
         store.add(made.manifest, out, reporter)
@@ -103,10 +106,12 @@ def _flatten(args: argparse.Namespace) -> int:
     from vmjob.cli import report
     from vmjob.image import layering
     from vmjob.image.store import Store
+    from vmjob.submit import fetch_of
     from vmjob.units import format_size
 
     reporter, store, out = report.choose(json=args.json), Store(config.store_dir()), Path(args.out)
-    with layering.opened(args.image, store, reporter) as image:
+    fetcher = partial(fetch_of, reporter=reporter)
+    with layering.opened(args.image, store, reporter, fetcher) as image:
         made = layering.flatten(image, args.name or f"{image.manifest.name}-flat", out, reporter)
     if not args.no_register:
         store.add(made, out, reporter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -12,9 +13,10 @@ from typing import Any, Optional
 
 from vmjob import config
 from vmjob.cli import report
+from vmjob.cli.list_fetch import fetch
 from vmjob.endorsement import Endorser
-from vmjob.errors import EndorsementRefused, ImageOutOfReach, JobError, VmjobError
-from vmjob.image import smime, subscriptions, trust
+from vmjob.errors import EndorsementRefused, Interrupted, JobError, VmjobError
+from vmjob.image import subscriptions, trust
 from vmjob.image.imagelist import time_text
 from vmjob.image.store import Store
 from vmjob.image.subscriptions import Subscription
@@ -78,50 +80,41 @@ def _ask(url: str, signed: SignedList) -> None:
         raise EndorsementRefused(f"{url}: not followed, as you said", "")
 
 
-def fetch(url: str, reporter: Reporter) -> bytes:
-    """The signed message at an http(s) address or in a file. Raises ImageOutOfReach, EndorsementRefused, JobError."""
-    if "://" not in url:
-        return trust.read_message(Path(url))
-    if not url.startswith(("http://", "https://")):
-        raise JobError(f"{url}: a list is fetched by http or https", "or give the path of a file that has it")
-    from vmjob.stage.flow import Failed
-    from vmjob.stage.web import Web
-
-    data = b""
-    try:
-        answer = Web(note=reporter.note).request("GET", url, lambda _: {}, fresh=True)
-        with answer, reporter.bar("fetch the list", None) as bar:
-            for piece in answer.iter_content(2**20):
-                data += piece
-                bar.advance(len(piece))
-                if len(data) > smime.LARGEST:
-                    raise EndorsementRefused(f"{url}: larger than {smime.LARGEST // 2**20} MiB", "it is no image list")
-    except (Failed, OSError) as failed:
-        raise ImageOutOfReach(f"{url}: {failed}", "try again later; is the address right?") from failed
-    return data
-
-
 def _refresh(folder: Path, args: argparse.Namespace) -> int:
-    """What fails is told, and the others are renewed all the same; the first failure is the verb's."""
+    """Every list is tried, whatever another one's endorser or server does. What fails is told; the verb fails as a list
+    that cannot be trusted where there is one, else as the first that failed."""
     reporter = report.choose(json=args.json)
-    every = subscriptions.listed(folder) if args.refresh == "all" else [subscriptions.find(folder, args.refresh)]
-    told, notes, first = [], [], None
+    every, failures = subscriptions.readable(folder) if args.refresh == "all" else (
+        [subscriptions.find(folder, args.refresh)], [])
+    told, notes = [], [failure.message for failure in failures]
     for one in every:
         try:
             new, more = _renew(folder, one, args, reporter)
             told.append(_json(new))
             notes += more
-        except (VmjobError, OSError) as failed:
-            error = failed if isinstance(failed, VmjobError) else EndorsementRefused(f"{one.url}: {failed}")
-            first = first or error
+        except Interrupted:
+            raise
+        except Exception as failed:  # a list that finds a fault in us must not keep us from the others
+            error = _as_error(one, failed)
+            failures.append(error)
             notes.append(f"{one.title or one.identifier}: {error.message}")
             told.append(_json(replace(one, trouble=error.message)))
             if not args.dry_run:
-                subscriptions.note(folder, one, trouble=error.message, now=time.time())
-    _tell(told, notes if first is None or len(every) > 1 else notes[:-1], args)
-    if first:
-        raise first
+                with contextlib.suppress(OSError, EndorsementRefused):  # a full disk
+                    subscriptions.note(folder, one, trouble=error.message, now=time.time())
+    _tell(told, notes if len(told) > 1 or not failures else notes[:-1], args)
+    if failures:
+        raise next((error for error in failures if isinstance(error, EndorsementRefused)), failures[0])
     return 0
+
+
+def _as_error(one: Subscription, failed: Exception) -> VmjobError:
+    if isinstance(failed, VmjobError):
+        return failed
+    if isinstance(failed, OSError):
+        return EndorsementRefused(f"{one.url}: {failed}")
+    return EndorsementRefused(f"{one.url}: what came cannot be read: {type(failed).__name__}: {failed}",
+                              "tell the endorser, and the authors of vmjob")
 
 
 def _renew(folder: Path, one: Subscription, args: argparse.Namespace,

@@ -26,12 +26,14 @@ def add_verbs(verbs: Any) -> None:
 
     micro = _verb(nouns, "micro", "build the micro image (kernel + busybox) and register it",
                   "example:\n  vmjob image micro && vmjob run --image micro -- uname -a\n", "micro")
+    _source(micro)
     micro.add_argument("-o", "--out", metavar="DIR", help="write it into this folder too")
 
     build = _verb(nouns, "build", "build an image from a recipe",
                   "example:\n  vmjob image build examples/pythia/image.yaml -o pythia-image\n", "build")
     build.add_argument("recipe", metavar="RECIPE.yaml", help="what goes in (vmjob schema recipe)")
     build.add_argument("-o", "--out", metavar="DIR", required=True, help="folder for the image and its manifest.yaml")
+    _source(build)
     build.add_argument("--no-register", action="store_true", help="do not put it into the local store")
 
     add = _verb(nouns, "import", "take a disk image that exists",
@@ -39,6 +41,7 @@ def add_verbs(verbs: Any) -> None:
     add.add_argument("file", metavar="FILE",
                      help="qcow2, vmdk, vdi or vhdx, kept as it is; raw, packed as qcow2; or a manifest.yaml")
     add.add_argument("--name", metavar="NAME", help="name in the store (default: the file's)")
+    _source(add)
     add.add_argument("--firmware", choices=("bios", "uefi"), help="how it boots (default: read from its partitions)")
     add.add_argument("--user", metavar="NAME", default=None, help="who runs programs in the guest (default: vmjob)")
 
@@ -54,6 +57,11 @@ def add_verbs(verbs: Any) -> None:
     image_trust_options.add_verbs(_verb, nouns)
     image_layers.add_verbs(nouns)
     image_cache.add_verbs(nouns)
+
+
+def _source(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--source", metavar="ADDRESS", action="append", default=[],
+                     help="where its files will be, a folder's address ends in /: nodes fetch them there (repeatable)")
 
 
 def _verb(nouns: Any, name: str, text: str, examples: str, function: str) -> argparse.ArgumentParser:

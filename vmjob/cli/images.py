@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def micro(args: argparse.Namespace) -> int:
 
     with tempfile.TemporaryDirectory(prefix="vmjob-") as spare:
         folder = Path(args.out) if args.out else Path(spare)
-        manifest = build_micro(folder, report.choose(json=args.json))
+        manifest = _with_sources(build_micro(folder, report.choose(json=args.json)), folder, args)
         _store().add(manifest, folder)
     return _done(manifest, args, "try it: vmjob run --image micro -- uname -a")
 
@@ -36,7 +38,7 @@ def build(args: argparse.Namespace) -> int:
     from vmjob.image.build import build as make
 
     out = Path(args.out)
-    manifest = make(Path(args.recipe), out, report.choose(json=args.json))
+    manifest = _with_sources(make(Path(args.recipe), out, report.choose(json=args.json)), out, args)
     if not args.no_register:
         _store().add(manifest, out)
     return _done(manifest, args, f"written to {out}/")
@@ -51,11 +53,28 @@ def import_(args: argparse.Namespace) -> int:
     if path.suffix in (".yaml", ".yml") or path.is_dir():
         where = path / "manifest.yaml" if path.is_dir() else path
         manifest = manifests.load(where)
-        store.add(manifest, where.parent)
+        if args.source:
+            manifest = replace(manifest, sources=tuple(args.source))
+        if manifest.sources and not any((where.parent / file.path).exists() for file in manifest.files):
+            store.describe(manifest, manifest.name)  # its files come when they are needed
+        else:
+            store.add(manifest, where.parent)
     else:
         manifest = import_disk(path, args.name or path.stem, store, firmware=args.firmware, user=args.user,
                                reporter=report.choose(json=args.json))
     return _done(manifest, args, f"try it: vmjob run --image {manifest.name} -- uname -a")
+
+
+def _with_sources(manifest: Manifest, folder: Path, args: argparse.Namespace) -> Manifest:
+    """With the addresses of --source in the manifest in ``folder``, which is checked as any."""
+    from vmjob.image import manifest as manifests
+
+    if not args.source:
+        return manifest
+    document = {**manifests.to_document(manifest), "sources": args.source}
+    made = manifests.from_document(document, "--source")
+    (folder / manifests.FILE_NAME).write_text(manifests.dump(made))
+    return made
 
 
 def inspect(args: argparse.Namespace) -> int:
@@ -72,8 +91,9 @@ def list_(args: argparse.Namespace) -> int:
     store = _store()
     images: list[Manifest] = store.list()
     named: set[str] = set(store.names().values())
+    here = _files_here()
     if args.json:
-        print(json.dumps([json.loads(_json(one)) for one in images]))
+        print(json.dumps([{**json.loads(_json(one)), "here": here(one)} for one in images]))
         return 0
     if not images:
         report.say(f"the store {config.store_dir()} is empty; vmjob image micro makes a first image")
@@ -83,8 +103,20 @@ def list_(args: argparse.Namespace) -> int:
         boots = ",".join(boot.value for boot in one.boot)
         # a name means the image that was added last; the older ones are still there by their digest
         name = one.name if one.digest in named else "-"
-        print(f"{name:<20} {one.digest[7:19]}  {format_size(one.size):>9}  {boots:<12} {one.description}".rstrip())
+        missing = "" if here(one) else " (not here yet: fetched when used)"
+        size = format_size(one.size)
+        print(f"{name:<20} {one.digest[7:19]}  {size:>9}  {boots:<12} {one.description}{missing}".rstrip())
     return 0
+
+
+def _files_here() -> Callable[[Manifest], bool]:
+    """Whether all files of an image are on this machine, in the store or where jobs fetch them to; not verified. A list
+    that is followed names images before anybody fetched them."""
+    from vmjob.image.blobs import Blobs
+
+    shared = config.shared_cache()
+    places = [Blobs(root) for root in (config.store_dir(), config.cache_dir(), *([shared] if shared else []))]
+    return lambda one: all(any(place.path(file.sha256).exists() for place in places) for file in one.files)
 
 
 def remove(args: argparse.Namespace) -> int:

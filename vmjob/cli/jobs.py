@@ -44,8 +44,7 @@ def pack(args: argparse.Namespace) -> int:
     """``vmjob pack``: write the payload as a folder or a tar file."""
     job, base = job_of(args)
     out = Path(args.out)
-    size = api.pack_job(job, out, base=base, reporter=report.choose(json=args.json),
-                         carry=args.carry_image)
+    size = api.pack_job(job, out, base=base, reporter=report.choose(json=args.json), carry=args.carry_image)
     if args.json:
         print(json.dumps({"payload": str(out), "bytes": size, "job": job.name, "image": job.image}))
     else:

@@ -74,11 +74,15 @@ def _explain(policies: Sequence[Policy], args: argparse.Namespace) -> int:
     from vmjob import admission, config
     from vmjob.errors import PolicyRefused
     from vmjob.image.store import Store
+    from vmjob.progress import Reporter
+    from vmjob.submit import lists_of
     from vmjob.verdict import decide
 
     manifest, _ = Store(config.store_dir()).resolve(args.image)
     facts, job = _facts(args), _job(args)
     now, lists = time.time(), [Path(name) for name in args.lists]
+    if not args.user:  # what would travel with a job of hers
+        lists += lists_of(manifest, Reporter())
     verdicts = [decide(policy, admission.question(policy, job, manifest, lists, facts, now)) for policy in policies]
     allowed = all(verdict.allowed for verdict in verdicts)
     if args.json:

@@ -14,7 +14,8 @@ from vmjob.errors import EndorsementRefused
 from vmjob.image import x509
 
 _TIMEOUT = 120
-_DEEPEST = 20  # certificates looked at
+MOST = 20  # certificates in a message
+_LOOKED_AT = 2 * MOST  # of those and of the folder's, which may have several of one name
 _SAME = (("/Email=", "/emailAddress="), ("/E=", "/emailAddress="), ("/USERID=", "/UID="))
 
 
@@ -26,14 +27,20 @@ def environment(ca_dir: Path) -> Mapping[str, str]:
 
 def check(signer: x509.Certificate, others: Sequence[x509.Certificate], ca_dir: Path, now: float, spare: Path) -> None:
     """Refuse a signer who was revoked, or whose authority may not certify her name, and the same of the authorities
-    above her. ``others``: certificates of the message; ``spare``: a folder for files. Raises EndorsementRefused."""
-    todo: list[x509.Certificate] = [signer]
+    above her. ``others``: certificates of the message; ``spare``: a folder for files. Raises EndorsementRefused.
+
+    All of the message's are looked at, in whatever way openssl chained them: it finds names equal that are written
+    differently, and a certificate that nobody needs has no reason to be there."""
+    todo: list[x509.Certificate] = [signer, *others]
     seen: set[bytes] = set()
     (spare / "others.pem").write_bytes(b"".join(one.pem for one in others))
-    while todo and len(seen) < _DEEPEST:
+    while todo:
         one = todo.pop()
-        if one.der in seen or (one.subject == one.issuer and one is not signer):
+        if one.der in seen or (one.subject == one.issuer and one.der != signer.der):
             continue
+        if len(seen) == _LOOKED_AT:  # what is left could be one that was revoked
+            raise EndorsementRefused(f"more than {_LOOKED_AT} certificates, of the message and in {ca_dir}, could be "
+                                     "the chain of the signer", "ask the endorser to send her own chain and no more")
         seen.add(one.der)
         digits = _issuer_hash(one)
         if any(ca_dir.glob(f"{digits}.r[0-9]*")):
@@ -41,7 +48,6 @@ def check(signer: x509.Certificate, others: Sequence[x509.Certificate], ca_dir: 
         policy = ca_dir / f"{digits}.signing_policy"
         if policy.exists():
             _may_certify(one, policy)
-        todo += [other for other in others if other.subject == one.issuer]
         todo += [found for path in ca_dir.glob(f"{digits}.[0-9]*") for found in _installed(path)]
 
 

@@ -85,7 +85,7 @@ def _build(plan: Recipe, work: Path, out: Path, namespace: Sequence[str], step: 
     files.append(_compress(raw, out / "disk.qcow2", plan.size))
     made = Manifest(plan.name, tuple(files), (Boot.JOB, Boot.SYSTEM), cmdline="net.ifnames=0", user=plan.users[0],
                     needs_memory=plan.needs_memory, needs_cpus=plan.needs_cpus, description=plan.description,
-                    made_from=(f"debian/{plan.suite}", *_versions(root, plan), *wheels))
+                    made_from=(f"debian/{plan.suite}", *_versions(root, plan), *wheels), sources=plan.sources)
     (out / manifest.FILE_NAME).write_text(manifest.dump(made))
     step()
     return made

@@ -102,6 +102,6 @@ def digests_of(path: Path, bar: Optional[Bar] = None) -> tuple[str, str, int]:
 
 def next_version(version: str) -> str:
     """The version after this one: its last number goes up."""
-    if not re.search(r"\d", version):
+    if not re.search("[0-9]", version):
         return f"{version}.1" if version else "1"
-    return re.sub(r"\d+(?=\D*\Z)", lambda found: str(int(found.group()) + 1), version)
+    return re.sub(r"[0-9]+(?=[^0-9]*\Z)", lambda found: str(int(found.group()) + 1), version)

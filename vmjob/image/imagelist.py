@@ -28,8 +28,10 @@ from vmjob.model import Manifest
 MANIFEST, TEST, WITHDRAWN = "vmjob:manifest", "vmjob:test", "vmjob:withdrawn"
 MOST_IMAGES = 1_000_000
 _LONGEST = 1000  # characters of a word that we use
-_TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?\Z")
-_URI = re.compile(r"(?:(?:https?|roots?|davs?|osdf|pelican)://[^/]|condor:[a-z])[!-~]*\Z")
+_TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?\Z", re.ASCII)
+# of a host, and who asks it: nothing in which two programs could see two hosts; the same in manifest.schema.json
+_HOST = r"""(?:[!"\$-.0->A-[\]-~]*@)?[!"\$-.0->A-[\]-~]+"""
+_URI = re.compile(rf"(?:(?:https?|roots?|davs?|osdf|pelican)://{_HOST}(?:/[!-~]*)?|osdf:///[!-~]+|condor:[a-z][!-~]*)\Z")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 # Python itself refuses to spend minutes on a number of a million digits, in releases since 2022
 _LIMITED = hasattr(sys, "get_int_max_str_digits")
@@ -141,8 +143,8 @@ def time_text(seconds: float) -> str:
 
 def version_key(version: str) -> tuple[tuple[int, int, str], ...]:
     """What versions are ordered by, as vmcatcher does: numbers as numbers, after words; longer is later."""
-    parts = re.findall(r"\d{1,300}|[^\d._+-]+", version)
-    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts)
+    parts = re.findall(r"[0-9]{1,300}|[^0-9._+-]+", version[:_LONGEST])
+    return tuple((1, int(part), "") if part[0] in "0123456789" else (0, 0, part) for part in parts)
 
 
 def is_digest(text: str) -> bool:
@@ -175,7 +177,7 @@ def _json(text: bytes) -> dict[str, Any]:
 
 
 def _number(digits: str) -> int:
-    if len(digits) > 18 or not digits.lstrip("-").isdigit():
+    if len(digits) > 18 or not re.match(r"-?[0-9]+\Z", digits):
         raise ValueError(f"{digits[:20]} is no number that a list needs")
     return int(digits)
 
@@ -224,7 +226,7 @@ def _stated(manifest: Any, place: int) -> str:
 
 def _image(entry: Mapping[str, Any], where: str) -> ListedImage:
     size = entry.get("hv:size", 0)
-    if not isinstance(size, (int, str)) or not re.match(r"\d{0,18}\Z", str(size)):
+    if not isinstance(size, (int, str)) or not re.match(r"[0-9]{0,18}\Z", str(size)):
         raise EndorsementRefused(f"{where}: hv:size: {str(size)[:40]!r} is no number of bytes", _ASK)
     sha512 = _word(entry, "sl:checksum:sha512", "").lower()
     if sha512 and not re.match(r"[0-9a-f]{128}\Z", sha512):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Optional
 
 from vmjob import blockdev, config, process
 from vmjob.errors import CommandFailed, ImageError, VmjobError
 from vmjob.files import hash_file, place
 from vmjob.image import apply, chain, compare, delta, formats, manifest, nbd, qcow2
 from vmjob.image.store import Store
-from vmjob.model import Image, ImageFile, Manifest
+from vmjob.model import Fetch, Image, ImageFile, Manifest
 from vmjob.progress import Reporter
 
 MOST = 9  # layers on one disk
@@ -31,15 +32,20 @@ class Made:
 
 
 @contextlib.contextmanager
-def opened(ref: str, store: Store, reporter: Reporter) -> Iterator[Image]:
+def opened(ref: str, store: Store, reporter: Reporter,
+           fetcher: Callable[[Manifest], Optional[Fetch]]) -> Iterator[Image]:
     """An image by name, digest or path, with verified files, which nobody evicts until the end of the with block. What
-    is not in ``store`` goes into the cache. Raises as Store.resolve and Store.open; ImageError where it has no disk."""
+    is not in ``store`` goes into the cache; ``fetcher`` makes what brings an image that is elsewhere. Raises as
+    Store.resolve and Store.open; ImageError where it has no disk."""
     found, paths = store.resolve(ref)
     if found.file("disk") is None:
         raise ImageError(f"the image {found.name} has no disk", "layers are changes of a disk: build the image anew")
-    home = store if all(store.root in path.parents for path in paths.values()) else Store(config.cache_dir())
+    if found.sources:
+        paths = {role: path for role, path in paths.items() if path.exists()}
+    own = len(paths) == len(found.files) and all(store.root in path.parents for path in paths.values())
+    home = store if own else Store(config.cache_dir(), cache=True)
     with tempfile.TemporaryDirectory(prefix="vmjob-") as spare, home.hold(found):
-        yield home.open(found, paths, reporter, spare=Path(spare))
+        yield home.open(found, paths, reporter, fetcher(found), Path(spare))
 
 
 def check_name(image: Image, name: str) -> None:

@@ -41,6 +41,7 @@ class Recipe:
     needs_cpus: int = 1
     kernel: str = micro.KERNEL
     hostname: str = "vmjob"
+    sources: tuple[str, ...] = ()
 
 
 def load(path: Path) -> Recipe:
@@ -50,7 +51,7 @@ def load(path: Path) -> Recipe:
     if body.get("pip") and not any(p.partition("=")[0].startswith("python3") for p in body.get("packages", ())):
         raise ImageError(f"{path}: pip: there is no Python in this image", "add python3 to packages")
     plain = ("name", "description", "suite", "mirror", "kernel", "hostname")
-    lists = ("packages", "pip", "commands", "users")
+    lists = ("packages", "pip", "commands", "users", "sources")
     given: dict[str, Any] = {key: body[key] for key in plain if key in body}
     given.update({key: tuple(body[key]) for key in lists if key in body})
     return Recipe(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import os
 import re
 import subprocess
@@ -27,6 +28,7 @@ from vmjob.image import authorities, x509
 LARGEST = 256 * 2**20  # bytes of a message
 _TIMEOUT = 120  # seconds that one openssl may take
 _HEAD = 16 * 2**10  # bytes of the headers, at most
+_SIGNATURE = 2**20  # bytes of the signature with its certificates, at most
 _BOUNDARY = re.compile(rb"boundary=(?:\"([^\"\r\n]{1,200})\"|([^\s;\"]{1,200}))", re.IGNORECASE)
 _DIGESTS = {"2.16.840.1.101.3.4.2.1": "SHA-256", "2.16.840.1.101.3.4.2.2": "SHA-384",
             "2.16.840.1.101.3.4.2.3": "SHA-512"}
@@ -78,6 +80,8 @@ def sign(text: bytes, certificate: Path, key: Path) -> bytes:
     except OSError as unreadable:
         raise JobError(f"{unreadable.filename}: cannot be read: {unreadable.strerror}",
                        "--cert and --key: the files of your certificate, in PEM") from unreadable
+    except ValueError as broken:
+        raise JobError(f"{certificate}: {broken}", "--cert: a certificate in PEM") from broken
     if not chain:
         raise JobError(f"{certificate}: there is no certificate in this file", "--cert: a certificate in PEM")
     signer = _certificate(chain[0])  # a name that nobody could verify is told now
@@ -102,6 +106,8 @@ def certificate_of(path: Path) -> x509.Certificate:
     except OSError as unreadable:
         raise JobError(f"{path}: cannot be read: {unreadable.strerror}",
                        "--cert: your certificate, in PEM") from unreadable
+    except ValueError as broken:
+        raise JobError(f"{path}: {broken}", "--cert: a certificate in PEM") from broken
     if not found:
         raise JobError(f"{path}: there is no certificate in this file", "--cert: a certificate in PEM")
     return _certificate(found[0])
@@ -134,14 +140,10 @@ def _split(message: bytes) -> tuple[bytes, bytes]:
 
 
 def _lines(message: bytes, line: bytes) -> list[tuple[int, int]]:
-    """Where the lines are that a boundary makes: from the line break before to the end of the line."""
-    found, at, whole = [], message.find(b"\n" + line), re.compile(re.escape(b"\n" + line) + rb"(?:--)?(?=\r?\n|\Z)")
-    while at >= 0:
-        match = whole.match(message, at)
-        if match:
-            found.append(match.span())
-        at = message.find(b"\n" + line, at + 1)
-    return found
+    """Where the lines are that a boundary makes: from the line break before to the end of the line. No more than the
+    first four, one too many: a message can hold a hundred million."""
+    whole = re.compile(re.escape(b"\n" + line) + rb"(?:--)?(?=\r?\n|\Z)")
+    return [match.span() for match in itertools.islice(whole.finditer(message), 4)]
 
 
 def _inner(message: bytes, start: int, end: int) -> bytes:
@@ -161,6 +163,8 @@ def _canonical(text: bytes) -> bytes:
 
 
 def _decoded(part: bytes) -> bytes:
+    if len(part) > _SIGNATURE * 3 // 2:  # in base64
+        raise EndorsementRefused(f"the signature of the message is larger than {_SIGNATURE // 2**20} MiB", _FETCH)
     head, _, body = part.replace(b"\r\n", b"\n").partition(b"\n\n")
     if not re.search(rb"(?im)^content-transfer-encoding:[ \t]*base64[ \t]*$", head):
         raise EndorsementRefused("the signature of the message is not in base64", _FETCH)
@@ -178,7 +182,7 @@ def _inspect(raw: bytes, folder: Path) -> list[x509.Certificate]:
     done = process.run([_openssl(), "cms", "-cmsout", "-inform", "DER", "-outform", "DER"], input=raw, check=False,
                        env=authorities.environment(Path(os.devnull)), timeout=_TIMEOUT)
     try:
-        if done.returncode:
+        if done.returncode or len(done.stdout) > _SIGNATURE:
             raise ValueError("openssl cannot read it")
         found = x509.signature(done.stdout)
     except (ValueError, IndexError, StopIteration) as broken:
@@ -193,6 +197,9 @@ def _inspect(raw: bytes, folder: Path) -> list[x509.Certificate]:
     digest, signing = found.algorithms[0]
     if digest not in _DIGESTS or signing not in _SIGNATURES:
         raise EndorsementRefused(f"the message is signed with algorithms unknown here ({digest}, {signing})", _ANEW)
+    if len(found.certificates) > authorities.MOST:
+        raise EndorsementRefused(f"the message has {len(found.certificates)} certificates, and no chain has so many",
+                                 f"a signer sends her own and the authorities above it: {authorities.MOST} at most")
     (folder / "signature.der").write_bytes(done.stdout)
     return [_certificate(one) for one in found.certificates]
 

@@ -24,7 +24,7 @@ from typing import Any, Optional
 
 from vmjob import config
 from vmjob.endorsement import Endorser
-from vmjob.errors import EndorsementRefused, ImageMissing
+from vmjob.errors import EndorsementRefused, ImageMissing, VmjobError
 from vmjob.image.imagelist import time_text, version_key
 from vmjob.image.trust import SignedList
 
@@ -59,8 +59,21 @@ def user_folder() -> Path:
 
 def listed(folder: Path) -> list[Subscription]:
     """All lists that are followed there, by title. Raises EndorsementRefused where one cannot be read."""
-    found = [_read(path) for path in sorted(folder.glob("[0-9a-f]*.json"))]
-    return sorted(found, key=lambda one: (one.title, one.identifier))
+    found, broken = readable(folder)
+    if broken:
+        raise broken[0]
+    return found
+
+
+def readable(folder: Path) -> tuple[list[Subscription], list[VmjobError]]:
+    """Those of the lists that can be read, by title, and what is wrong with the others."""
+    found, broken = [], list[VmjobError]()
+    for path in sorted(folder.glob("[0-9a-f]*.json")):
+        try:
+            found.append(_read(path))
+        except EndorsementRefused as wrong:
+            broken.append(wrong)
+    return sorted(found, key=lambda one: (one.title, one.identifier)), broken
 
 
 def find(folder: Path, ref: str) -> Subscription:

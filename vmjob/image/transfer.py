@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional
 
-from vmjob.errors import ImageCorrupt, ScratchFull
+from vmjob.errors import ImageCorrupt, ImageOutOfReach, ScratchFull, VmjobError
 from vmjob.files import CHUNK, FULL, chunks, hash_file, reflink
 from vmjob.model import Fetch, ImageFile
 from vmjob.progress import Bar
@@ -52,27 +52,27 @@ def copy_file(source: Path, target: Path, bar: Optional[Bar] = None, *, durable:
 
 def receive_file(file: ImageFile, fetch: Fetch, target: Path, bar: Optional[Bar] = None) -> None:
     """Write what ``fetch`` brings to ``target``, hashed on the way. Of a part that is there already, which a process
-    left that was killed, only the rest is fetched. Wrong bytes are fetched once more, from the beginning.
+    left that was killed, only the rest is fetched. Wrong bytes are fetched again, from the beginning: once, or as often
+    as ``fetch`` has places to ask (its ``tries``, files asked for in all).
 
     After wrong bytes and on a full disk ``target`` is removed. Any other failure (a source that breaks, a deadline, a
-    signal) leaves what has come, for the next. Raises ImageCorrupt after two tries, ScratchFull, OSError where
-    ``target`` cannot be written, or what ``fetch`` raises.
+    signal) leaves what has come, for the next. Raises ImageCorrupt after the last try (ImageOutOfReach where a place
+    that was not reached, of which ``fetch`` has lines in ``unreached``, may have the right ones), ScratchFull, OSError
+    where ``target`` cannot be written, or what ``fetch`` raises.
     """
-    for last in (False, True):
+    for left in reversed(range(getattr(fetch, "tries", 2))):
         told = _Told(bar)
         try:
             begun = _begun(file, target, told)
             _check_room(file, target, file.size - begun[1])
             found = _received(file, fetch, target, begun, told)
-            if last or found == (file.sha256, file.size):
+            if not left or found == (file.sha256, file.size):
                 expect(Path(file.path), found, file.sha256, file.size)
                 return
         except ImageCorrupt as wrong:  # told by the source already, or found by us
-            if last:
+            if not left:
                 target.unlink(missing_ok=True)
-                wrong.hint = ("the place that it is fetched from has other bytes: mend them there (those of submitted "
-                              "jobs: vmjob rm ID --images, and submit again)")
-                raise
+                raise _given_up(file, fetch, wrong) from wrong
         except OSError as failure:
             if failure.errno not in FULL:
                 raise
@@ -80,6 +80,16 @@ def receive_file(file: ImageFile, fetch: Fetch, target: Path, bar: Optional[Bar]
             raise ScratchFull(f"{target.parent}: no space for {file.path}", ROOM) from failure
         target.unlink(missing_ok=True)
         told.back()
+
+
+def _given_up(file: ImageFile, fetch: Fetch, wrong: ImageCorrupt) -> VmjobError:
+    unreached = getattr(fetch, "unreached", None)
+    lines = unreached(file) if unreached else []
+    if lines:
+        return ImageOutOfReach("\n  ".join([f"{wrong.message}; and from others nothing came:", *lines]),
+                               "later they may give it; who has other bytes must mend them")
+    return ImageCorrupt(wrong.message, "the place that it is fetched from has other bytes: mend them there (those of "
+                        "submitted jobs: vmjob rm ID --images, and submit again)")
 
 
 class _Told(Bar):

@@ -10,6 +10,7 @@ numbers, and every byte of the value that is not printable ASCII as ``\\xHH``. A
 from __future__ import annotations
 
 import base64
+import binascii
 import calendar
 import re
 import time
@@ -19,8 +20,9 @@ from typing import Optional
 
 _SIGNED_DATA = "1.2.840.113549.1.7.2"
 _SEQUENCE, _SET, _OID, _INTEGER = 0x30, 0x31, 0x06, 0x02
+_NUMBER, _NAME, _TIME = 64, 4096, 32  # bytes, at most: of an object identifier, of a name, of a time
 _AMBIGUOUS = re.compile(rb"/[A-Za-z0-9.-]+=|\\x")
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\s+([A-Za-z0-9+/=\s]+?)-----END CERTIFICATE-----")
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
 _KEYS = {
     "2.5.4.3": "CN", "2.5.4.4": "SN", "2.5.4.5": "serialNumber", "2.5.4.6": "C", "2.5.4.7": "L", "2.5.4.8": "ST",
     "2.5.4.9": "street", "2.5.4.10": "O", "2.5.4.11": "OU", "2.5.4.12": "title", "2.5.4.13": "description",
@@ -57,8 +59,11 @@ class Signature:
 
 
 def certificates_of_pem(text: bytes) -> list[bytes]:
-    """The DER of each certificate in a PEM file, whatever else is in it."""
-    return [base64.b64decode(b"".join(body.split())) for body in _PEM.findall(text)]
+    """The DER of each certificate in a PEM file, whatever else is in it. Raises ValueError where one is broken."""
+    try:
+        return [base64.b64decode(b"".join(body.split())) for body in _PEM.findall(text)]
+    except binascii.Error as broken:
+        raise ValueError(f"a certificate is not in base64: {broken}") from broken
 
 
 def certificate(der: bytes) -> Certificate:
@@ -102,6 +107,8 @@ def _first_oid(sequence: bytes) -> str:
 
 
 def _slashes(name: bytes) -> str:
+    if len(name) > _NAME:
+        raise ValueError(f"a name of {len(name)} bytes")
     text = ""
     for tag, part in _parts(name):
         pairs = list(_parts(part))
@@ -119,6 +126,8 @@ def _slashes(name: bytes) -> str:
 
 
 def _moment(tag: int, value: bytes) -> float:
+    if len(value) > _TIME:
+        raise ValueError("a time that is none")
     text = value.decode("ascii")
     if tag == 0x17:  # UTCTime: years 1950 to 2049
         text = ("19" if text[:2] >= "50" else "20") + text
@@ -126,6 +135,8 @@ def _moment(tag: int, value: bytes) -> float:
 
 
 def _numbers(body: bytes) -> str:
+    if not 0 < len(body) <= _NUMBER:  # longer ones take quadratic time, and nobody has them
+        raise ValueError(f"an object identifier of {len(body)} bytes")
     values, value = [], 0
     for byte in body:
         value = value << 7 | byte & 0x7F

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,12 +21,19 @@ from typing import IO, Optional
 from vmjob import process
 from vmjob.errors import CommandMissing
 from vmjob.stage import credentials
-from vmjob.stage.flow import Failed, Patience
+from vmjob.stage.flow import Failed
+from vmjob.stage.patience import Patience
+from vmjob.stage.plugins import Plugins, plugin_failure, plugin_request
 from vmjob.units import format_size
 
 _PREFIX = "vmjob-stage-"
-# xrdcp waits for minutes by itself; the next source, or another try, is our business
-_XROOTD = {"XRD_CONNECTIONRETRY": "2", "XRD_STREAMERRORWINDOW": "30", "XRD_LOGLEVEL": "Error"}
+_SPARE = 2**20  # bytes that a program may write besides the file, such as what it says
+_POLL = 0.2  # seconds
+# what no second try mends, in the words of web servers, and of XRootD, gfal and the system
+_FINAL = re.compile(r"""\b(HTTP(/[0-9.]+)?|error|code|status|response)[\s:=(]{1,3}(400|401|403|404|410)\b
+    |(?<![\w.:/-])(404\ not\ found|403\ forbidden|410\ gone)\b |\bno\ such\ (file|bucket|key|object)
+    |\b(file|object)\ not\ found |\[30(00|02|06|10|11|13|16|18|30)\] |\b30(10|11):? |permission\ denied |access\ denied
+    |not\ authori[sz]ed |\bauth(entication|orization)?\ fail |\bENOENT\b |\binvalid\b |file\ too\ large""", re.I | re.X)
 
 
 def xrdcp_argv(program: str, address: str) -> list[str]:
@@ -40,9 +48,16 @@ def environment(host: str, environ: Mapping[str, str], patience: Patience) -> di
     """For what fetches from ``host``: with the user's tokens only where these are for it."""
     may = credentials.meant_for(credentials.bearer_token(environ), host, environ.get("VMJOB_TOKEN_HOSTS", ""))
     plain = dict(environ) if may else credentials.without_token(environ)
-    own = {**_XROOTD, "XRD_CONNECTIONWINDOW": f"{patience.connect:.0f}", "XRD_REQUESTTIMEOUT": f"{patience.stall:.0f}",
-           "XRD_STREAMTIMEOUT": f"{patience.stall:.0f}"}
-    return {**own, **plain}
+    return {**xrootd_times(patience, patience.stall), **plain}
+
+
+def xrootd_times(patience: Patience, answer: float) -> dict[str, str]:
+    """What XRootD's programs are told of time: they would wait for minutes by themselves, and the next source, or
+    another try, is our business. ``answer``: seconds for a server to think."""
+    stall = max(patience.stall, min(answer, 60))
+    return {"XRD_CONNECTIONRETRY": "2", "XRD_STREAMERRORWINDOW": "30", "XRD_LOGLEVEL": "Error",
+            "XRD_CONNECTIONWINDOW": f"{patience.connect:.0f}", "XRD_REQUESTTIMEOUT": f"{max(1, answer):.0f}",
+            "XRD_STREAMTIMEOUT": f"{stall:.0f}"}
 
 
 class PipeTransfer:
@@ -103,6 +118,8 @@ class FileTransfer:
             self._said.close()
             scratch.close()
             raise Failed(f"{argv[0]} cannot be started", broken=True) from broken
+        with suppress(OSError):  # it has ended already, or has a limit that is lower
+            resource.prlimit(self._child.pid, resource.RLIMIT_FSIZE, (size + _SPARE, size + _SPARE))
 
     def moved(self) -> int:
         return sum(path.stat().st_blocks * 512 for path in self._scratch.folder.glob("data*"))
@@ -113,11 +130,13 @@ class FileTransfer:
         return self._file.read(amount) or b""
 
     def _wait(self) -> IO[bytes]:
-        status = self._child.wait()
+        status = self._ended()
+        if self._scratch.data.exists() and self._scratch.data.stat().st_size > self._size:
+            raise Failed("more bytes come than the manifest says", final=True)
         told = self._verdict.read_text(errors="replace") if self._verdict and self._verdict.exists() else ""
         wrong = plugin_failure(told) if self._verdict else None
         if wrong:
-            raise Failed(wrong, final="404" in wrong)
+            raise Failed(wrong, final=is_final(wrong))
         if status:
             raise _complaint(self._child, status, self._said, 0)
         try:
@@ -130,6 +149,15 @@ class FileTransfer:
             raise Failed(f"{there} bytes are there, but the manifest says {self._size}", final=True)
         file.seek(self._start)
         return file
+
+    def _ended(self) -> int:
+        """Its status. It may write into several files, so their sum is looked at too."""
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return self._child.wait(_POLL)
+            if self.moved() > self._size + 2 * _SPARE:
+                _end(self._child)
+                raise Failed("more bytes come than the manifest says", final=True)
 
     def stop(self) -> None:
         _end(self._child)
@@ -184,10 +212,10 @@ def gfal_transfer(program: str, address: str, env: Mapping[str, str], start: int
     return FileTransfer(scratch, gfal_argv(program, address, scratch.data, seconds), env, start, size)
 
 
-def plugin_transfer(url: str, env: Mapping[str, str], start: int, size: int) -> FileTransfer:
+def plugin_transfer(plugins: Plugins, url: str, env: Mapping[str, str], start: int, size: int) -> FileTransfer:
     """Through the plug-in that this node's HTCondor has for the address. Raises Failed."""
     # what is before a + names one of the user's credentials
-    plugin, many = find_plugin(url.partition(":")[0].lower().rpartition("+")[2])
+    plugin, many = plugins.find(url.partition(":")[0].lower().rpartition("+")[2])
     scratch = Scratch(size)
     if not many:
         return FileTransfer(scratch, [plugin, url, str(scratch.data)], env, start, size)
@@ -197,53 +225,9 @@ def plugin_transfer(url: str, env: Mapping[str, str], start: int, size: int) -> 
     return FileTransfer(scratch, argv, env, start, size, verdict)
 
 
-def plugin_request(url: str, target: Path) -> str:
-    """What a plug-in of HTCondor is asked for: one ClassAd."""
-    def text(value: object) -> str:
-        return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-    return f"[ Url = {text(url)}; LocalFileName = {text(target)}; ]\n"
-
-
-def plugin_failure(answer: str) -> Optional[str]:
-    """Why a plug-in says that its transfer failed, None where it went well."""
-    if re.search(r"\bTransferSuccess\s*=\s*true\b", answer, re.IGNORECASE):
-        return None
-    found = re.search(r'\bTransferError\s*=\s*"((?:[^"\\]|\\.)*)"', answer)
-    text = re.sub(r"\\(.)", r"\1", found.group(1)) if found else ""
-    return "".join(c for c in text if c.isprintable())[:300] or "HTCondor's plug-in does not say that it went well"
-
-
-def plugin_methods(answer: str) -> tuple[set[str], bool]:
-    """The schemes that a plug-in serves, and whether it takes a list of files, from what ``-classad`` printed."""
-    found = re.search(r'^\s*SupportedMethods\s*=\s*"([^"]*)"', answer, re.IGNORECASE | re.MULTILINE)
-    names = {name.strip().lower() for name in found.group(1).split(",")} if found else set()
-    many = re.search(r"^\s*MultipleFileSupport\s*=\s*true\b", answer, re.IGNORECASE | re.MULTILINE)
-    return names - {""}, bool(many)
-
-
-def find_plugin(scheme: str) -> tuple[str, bool]:
-    """The plug-in of this node's HTCondor for a scheme, and whether it takes lists. Raises Failed."""
-    asker = process.which("condor_config_val")
-    if not asker:
-        raise Failed("this node has no HTCondor whose plug-ins could fetch it (no condor_config_val)", broken=True)
-    try:
-        told = process.run([asker, "FILETRANSFER_PLUGINS"], timeout=20, check=False)
-    except (CommandMissing, OSError) as broken:
-        raise Failed(f"{asker} cannot be started", broken=True) from broken
-    names = [n for n in re.split(r"[,\s]+", told.stdout.decode(errors="replace")) if n.startswith("/")]
-    if told.returncode or not names:
-        raise Failed("HTCondor here has no plug-ins for file transfer (condor_config_val FILETRANSFER_PLUGINS)",
-                     broken=True)
-    offered: set[str] = set()
-    for name in names:
-        with suppress(Exception):  # one that does not run here is as one that is not there
-            methods, many = plugin_methods(process.run([name, "-classad"], timeout=20).stdout.decode(errors="replace"))
-            if scheme in methods:
-                return name, many
-            offered |= methods
-    raise Failed(f"no plug-in of HTCondor here fetches {scheme}: (there are {', '.join(sorted(offered)) or 'none'})",
-                 broken=True)
+def is_final(said: str) -> bool:
+    """Whether a program's words tell of what no second try mends: a file that is not there, not one for us."""
+    return bool(_FINAL.search(said))
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -266,7 +250,5 @@ def _complaint(child: subprocess.Popen[bytes], status: int, said: IO[bytes], lef
     name = Path(str(child.args[0])).name
     if not status:
         return Failed(f"{name} ended {format_size(left)} too early")
-    # the words of XRootD and gfal for what no second try mends
-    final = re.search(r"no such file|\[3011\]|3010|permission denied|not authori[sz]ed|ENOENT|invalid", text, re.I)
-    return Failed(f"{name}: {text}" if text else f"{name} ended with status {status}", final=bool(final))
+    return Failed(f"{name}: {text}" if text else f"{name} ended with status {status}", final=is_final(text))
 

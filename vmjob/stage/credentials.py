@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Optional
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from vmjob.stage.addresses import origin
+
 _LARGEST = 64 * 2**10
 _JWT = re.compile(r"[A-Za-z0-9_-]+\.([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]*")
 _TOKEN_NAMES = ("BEARER_TOKEN", "BEARER_TOKEN_FILE")
@@ -51,12 +53,13 @@ def _plain(text: str) -> str:
 
 
 def token_for(url: str, environ: Mapping[str, str], *, trusted: bool = False) -> str:
-    """The token to send to ``url``; empty where there is none, or not for it. ``trusted``: the user named it."""
-    parts = urlsplit(url)
+    """The token to send to ``url``; empty where there is none, or not for it. ``trusted``: the user named it. Raises
+    Failed where it is no address."""
+    parts = origin(url)
     if parts.scheme not in ("https", "davs", "roots", "root"):
         return ""
     token = bearer_token(environ)
-    may = trusted or meant_for(token, parts.hostname or "", environ.get("VMJOB_TOKEN_HOSTS", ""))
+    may = trusted or meant_for(token, parts.host, environ.get("VMJOB_TOKEN_HOSTS", ""))
     return token if may else ""
 
 

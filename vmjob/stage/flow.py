@@ -6,41 +6,19 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Optional, Protocol, Union
 
 from vmjob.errors import VmjobError
+from vmjob.stage.patience import PATIENCE as PATIENCE
+from vmjob.stage.patience import Patience as Patience
 from vmjob.units import format_size
 
 PIECE = 2 * 2**20
 _SOON = 0.25  # seconds after which a piece goes on, however small it is
 _AHEAD = 2  # pieces
 _END = 1.0  # seconds for a reader to clean up; one that hangs is left behind
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long which trouble is borne; seconds and bytes. ``stall``: without a byte (also of the beginning);
-    ``window``: over which a transfer is measured; ``floor``: fewer bytes a second than that are none. ``pause``:
-    before the second try, twice as long before each one more; ``tries``: how many there are of one source without
-    ``worth`` bytes in between. ``probe``: for a sample of a mirror, taken for files of ``large`` bytes."""
-
-    connect: float = 10
-    stall: float = 30
-    window: float = 30
-    floor: int = 16 * 2**10
-    pause: float = 1
-    tries: int = 5
-    worth: int = 2**20
-    retry_after: float = 120
-    probe: float = 5
-    large: int = 64 * 2**20
-    tick: float = 0.5
-
-
-PATIENCE = Patience()
 
 
 class Failed(Exception):
@@ -251,6 +229,31 @@ class Flow:
             with suppress(queue.Full):
                 self._queue.put(piece, timeout=0.2)
                 return
+
+
+def watched(call: Callable[[], None], clock: Clock, stop: Callable[[], None]) -> None:
+    """Run ``call`` in a thread of its own until the deadline, when ``stop`` ends it; also when a signal interrupts us.
+    One that does not end is left behind. Raises Late, or what ``call`` raised."""
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            call()
+        except BaseException as failure:
+            failures.append(failure)
+
+    worker = threading.Thread(target=work, name="vmjob-send", daemon=True)
+    worker.start()
+    try:
+        worker.join(max(0.0, clock.left))
+        if worker.is_alive():
+            raise Late
+    finally:
+        if worker.is_alive():
+            stop()
+            worker.join(_END)
+    if failures:
+        raise failures[0]
 
 
 def explain(failure: BaseException) -> str:

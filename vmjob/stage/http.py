@@ -77,7 +77,7 @@ class HttpTransfer:
         self._stopped.set()
         answer = self._answer
         if answer is not None:
-            with suppress(Exception):  # ended by itself a moment ago
+            with suppress(OSError, ValueError, RuntimeError):  # ended by itself a moment ago
                 answer.raw.shutdown()
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """Outputs to a storage that the job names: by HTTP (https, davs) or by XRootD's own copy program (root, roots).
 
 A file's checksum is taken before it leaves; what has arrived is held against its size, and against the checksum where
-the server knows it. A file that is there already is replaced: the batch system may run a job twice.
+the server knows it. A file that is there already is replaced: the batch system may run a job twice. What may pass is
+borne until the deadline, and nothing goes on behind it.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-import random
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Optional
 from urllib.parse import quote, urlsplit
@@ -22,9 +24,13 @@ from vmjob.errors import CommandFailed, StageOutFailed
 from vmjob.files import hash_file
 from vmjob.progress import Bar, Reporter
 from vmjob.result import Staged
+from vmjob.stage.addresses import origin
+from vmjob.stage.commands import is_final, xrootd_times
 from vmjob.stage.credentials import shown
-from vmjob.stage.flow import PATIENCE, Clock, Failed, Patience, Throttle
+from vmjob.stage.flow import Clock, Failed, Late, Throttle, watched
+from vmjob.stage.patience import MORE_TIME, PATIENCE, Patience
 from vmjob.stage.web import Web
+from vmjob.units import format_duration
 
 _UNKNOWN = ("401", "403", "405", "501")  # answers of a server that lets us write, and not look
 _NO_FOLDER = ("409", "404", "500")  # RFC 4918's answer where the folder is not there, and what others say (nginx: 500)
@@ -41,6 +47,14 @@ class _Outgoing:
     sha256: str
 
 
+class _Wrong(Failed):
+    """It has arrived, and is not what was sent."""
+
+
+class _Over(Failed):
+    """The time for it is over."""
+
+
 def send(folder: Path, names: Sequence[str], to: str, *, timeout: float, rate: Optional[int] = None,
          reporter: Optional[Reporter] = None, patience: Patience = PATIENCE) -> tuple[Staged, ...]:
     """Send the plain files among ``names`` (relative to ``folder``) into the folder at the address ``to``; what was
@@ -52,46 +66,59 @@ def send(folder: Path, names: Sequence[str], to: str, *, timeout: float, rate: O
     reporter = reporter or Reporter()
     files = [name for name in names if (folder / name).is_file() and not (folder / name).is_symlink()]
     clock, done = Clock(timeout), list[Staged]()
-    put = _xrootd if urlsplit(to).scheme in ("root", "roots") else _Http(patience, Throttle(rate, clock), reporter.note)
+    try:
+        root = origin(to).scheme in ("root", "roots")
+    except Failed as odd:
+        raise StageOutFailed(f"{shown(to)}: {odd}", "outputs.to is a folder: https://HOST/FOLDER/") from odd
+    put = _XRootD(patience) if root else _Http(patience, Throttle(rate, clock), reporter.note)
     total = sum((folder / name).stat().st_size for name in files)
     with clock, reporter.bar("send", total) as bar:
         for name in files:
             sha256, size = hash_file(folder / name)
             one = _Outgoing(folder / name, target(to, name), size, sha256)
             try:
-                _until_there(lambda one=one: put(one, bar, clock), clock, patience)  # type: ignore[misc]
+                _until_there(lambda one=one: put(one, bar, clock), clock, patience, put.stop)  # type: ignore[misc]
             except Failed as failure:
+                what = MORE_TIME if isinstance(failure, _Over) else \
+                    "check the address, and that the job has a token or proxy that may write there (docs/user.md)"
                 raise StageOutFailed(
                     f"{name} could not be sent to {shown(one.url)}: {failure}",
-                    f"{len(done)} of {len(files)} files were sent; all are among the job's results too. Check the "
-                    "address, and that the job has a token or proxy that may write there (docs/user.md)") from failure
+                    f"{len(done)} of {len(files)} files were sent; all are among the job's results too; {what}"
+                ) from failure
             done.append(Staged(name, one.url, size, sha256))
     return tuple(done)
 
 
 def target(to: str, name: str) -> str:
-    """Address of the file ``name`` in the folder ``to``. Pure. Raises StageOutFailed where it has none."""
+    """Address of the file ``name`` (as the system's functions give it) in the folder ``to``. Pure. Raises
+    StageOutFailed where it has none."""
     if not to.startswith("root"):
-        return f"{to.rstrip('/')}/{quote(name, safe=_SAFE)}"
-    if set(name) & set("?#"):  # XRootD takes a path as it stands, up to there
-        raise StageOutFailed(f"{name}: XRootD's tools take no name with ? or # in it", "call the output otherwise")
+        return f"{to.rstrip('/')}/{quote(os.fsencode(name), safe=_SAFE)}"
+    if set(name) & set("?#") or not name.isprintable():  # XRootD takes a path as it stands, up to there
+        raise StageOutFailed(f"{name!r}: XRootD's tools take no name with ? or # in it, or that is not plain text",
+                             "call the output otherwise")
     return f"{to.rstrip('/')}/{name}"
 
 
-def _until_there(put: Callable[[], None], clock: Clock, patience: Patience) -> None:
-    """Try again what may pass, with longer and longer pauses. Raises Failed."""
-    pause = patience.pause
-    for last in (*[False] * (patience.tries - 1), True):
+def _until_there(put: Callable[[], None], clock: Clock, patience: Patience, stop: Callable[[], None]) -> None:
+    """Try what may pass again until the deadline, with longer and longer pauses. Raises Failed."""
+    strikes = wrong = 0
+    why = ""
+    while True:
         try:
-            put()
+            watched(put, clock, stop)
             return
+        except Late:
+            pause = clock.seconds
         except Failed as failure:
-            if not failure.final and clock.left <= pause:
-                raise Failed(f"{failure} (and the time for it, {clock.seconds:.0f} s, is over)") from failure
-            if failure.final or last:
+            strikes, wrong, why = strikes + 1, wrong + isinstance(failure, _Wrong), f"{failure} "
+            if failure.final or wrong >= patience.tries:
                 raise
-            clock.sleep(max(failure.after, pause * (0.5 + random.random())))
-            pause *= 2
+            pause = max(failure.after, patience.rest(strikes, clock.left))
+        if clock.left <= pause:
+            long = format_duration(clock.seconds)
+            raise _Over(f"{why}(and the time for it, {long}, is over)" if why else f"the time for it, {long}, is over")
+        clock.sleep(pause)
 
 
 # ---------------------------------------------------------------- HTTP
@@ -99,28 +126,42 @@ def _until_there(put: Callable[[], None], clock: Clock, patience: Patience) -> N
 
 class _Http:
     def __init__(self, patience: Patience, throttle: Throttle, note: Callable[[str], None]) -> None:
-        self._web, self._throttle = Web(patience, note), throttle
+        self._web, self._throttle, self._patience = Web(patience, note), throttle, patience
+        self._unsure: dict[str, float] = {}  # what was sent whole, and not confirmed; since when it was on its way
+        self.stop = self._web.cut
 
     def __call__(self, one: _Outgoing, bar: Bar, clock: Clock) -> None:
         url = re.sub(r"^davs?:", "https:" if one.url.startswith("davs:") else "http:", one.url)
+        since = self._unsure.pop(url, None)
+        if since is not None and self._has_come(one, url, time.monotonic() - since):
+            return
         try:
             self._put(one, url, bar, clock)
         except Failed as failure:
             if not str(failure).startswith(_NO_FOLDER):
                 raise
+            self._unsure.pop(url, None)
             self._make_folders(url)
             self._put(one, url, bar, clock)
-        self._look(one, url)
+        _compare(one, self._ask(url))
+        del self._unsure[url]
 
     def _put(self, one: _Outgoing, url: str, bar: Bar, clock: Clock) -> None:
         digest = base64.b64encode(bytes.fromhex(one.sha256)).decode()
+        begin, bodies = time.monotonic(), list[_Body]()
         with contextlib.ExitStack() as stack:
             def body() -> _Body:
                 file = stack.enter_context(one.path.open("rb"))
-                return _Body(file, one.size, bar, self._throttle, clock)
+                bodies.append(_Body(file, one.size, bar, self._throttle, clock))
+                return bodies[-1]
 
-            self._web.request("PUT", url, lambda _: {"Repr-Digest": f"sha-256=:{digest}:"}, data=body, trusted=True,
-                              proxy_certificate=True).close()
+            try:
+                # a storage may sum up, or copy, before it answers
+                self._web.request("PUT", url, lambda _: {"Repr-Digest": f"sha-256=:{digest}:"}, data=body, trusted=True,
+                                  proxy_certificate=True, wait=max(self._patience.answer, clock.left)).close()
+            finally:
+                if bodies and bodies[-1].whole:
+                    self._unsure[url] = begin
 
     def _make_folders(self, url: str) -> None:
         parts = urlsplit(url)
@@ -130,22 +171,47 @@ class _Http:
                 self._web.request("MKCOL", parts._replace(path=f"{folder}/").geturl(), lambda _: {}, trusted=True,
                                   proxy_certificate=True).close()
 
-    def _look(self, one: _Outgoing, url: str) -> None:
-        """Is it there, as it was sent? Raises Failed."""
+    def _ask(self, url: str) -> Optional[Mapping[str, str]]:
+        """What is there; None where we may not know. Raises Failed."""
         try:
             answer = self._web.request("HEAD", url, lambda _: {"Want-Digest": "sha-256"}, trusted=True,
                                        proxy_certificate=True, fresh=True)
         except Failed as failure:
             if str(failure).startswith(_UNKNOWN):
-                return
+                return None
             raise
         answer.close()
-        size = answer.headers.get("Content-Length", "")
-        if size.isdecimal() and int(size) != one.size:
-            raise Failed(f"{size} bytes have arrived of {one.size}")
-        found = re.search(r"sha-256=([A-Za-z0-9+/=]+)", answer.headers.get("Digest", ""))
-        if found and found.group(1) != base64.b64encode(bytes.fromhex(one.sha256)).decode():
-            raise Failed("other bytes have arrived: the server tells another SHA-256")
+        return answer.headers
+
+    def _has_come(self, one: _Outgoing, url: str, age: float) -> bool:
+        """Whether what we sent, beginning ``age`` seconds ago, is there after all: by its checksum, or as a file of this
+        size that is no older."""
+        try:
+            headers = self._ask(url)
+            if headers is None:
+                return False
+            _compare(one, headers)
+        except Failed:
+            return False
+        if not headers.get("Content-Length", "").isdecimal():
+            return False
+        with contextlib.suppress(TypeError, ValueError, KeyError):
+            now, then = (parsedate_to_datetime(headers[name]) for name in ("Date", "Last-Modified"))
+            if (now - then).total_seconds() <= age:
+                return True
+        return "sha-256=" in headers.get("Digest", "")
+
+
+def _compare(one: _Outgoing, headers: Optional[Mapping[str, str]]) -> None:
+    """Is it there, as it was sent? Raises Failed."""
+    if headers is None:
+        return
+    size = headers.get("Content-Length", "")
+    if size.isdecimal() and int(size) != one.size:
+        raise _Wrong(f"{size} bytes have arrived of {one.size}")
+    found = re.search(r"sha-256=([A-Za-z0-9+/=]+)", headers.get("Digest", ""))
+    if found and found.group(1) != base64.b64encode(bytes.fromhex(one.sha256)).decode():
+        raise _Wrong("other bytes have arrived: the server tells another SHA-256")
 
 
 class _Body:
@@ -153,6 +219,12 @@ class _Body:
 
     def __init__(self, file: BinaryIO, size: int, bar: Bar, throttle: Throttle, clock: Clock) -> None:
         self._file, self._size, self._bar, self._throttle, self._clock = file, size, bar, throttle, clock
+        self._read = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it went."""
+        return self._read >= self._size
 
     def __len__(self) -> int:
         return self._size
@@ -161,6 +233,7 @@ class _Body:
         if self._clock.left <= 0:
             raise TimeoutError(f"the time for it, {self._clock.seconds:.0f} s, is over")
         data = self._file.read(min(amount, self._throttle.piece) if amount > 0 else self._throttle.piece)
+        self._read += len(data)
         self._throttle.passed(len(data))
         self._bar.advance(len(data))
         return data
@@ -174,17 +247,24 @@ def xrdcp_argv(program: str, path: Path, url: str) -> list[str]:
     return [program, "--nopbar", "--silent", "--force", "--posc", "--path", str(path.absolute()), url]
 
 
-def _xrootd(one: _Outgoing, bar: Bar, clock: Clock) -> None:
-    copy, look = (process.require(name, "xrootd-client") for name in ("xrdcp", "xrdfs"))
-    parts = urlsplit(one.url)
-    env = {"XRD_CONNECTIONRETRY": "2", "XRD_STREAMERRORWINDOW": "30", "XRD_LOGLEVEL": "Error", **os.environ}
-    try:
-        process.run(xrdcp_argv(copy, one.path, one.url), env=env, timeout=max(1.0, clock.left))
-        said = process.run([look, f"{parts.scheme}://{parts.netloc}", "stat", re.sub("^/+", "/", parts.path)], env=env,
-                           timeout=max(1.0, clock.left)).stdout.decode(errors="replace")
-    except CommandFailed as failed:
-        raise Failed(failed.message, final=bool(re.search(r"[Pp]ermission|[Aa]uth", failed.output))) from failed
-    size = re.search(r"^Size:\s*(\d+)", said, re.MULTILINE)
-    if size and int(size.group(1)) != one.size:
-        raise Failed(f"{size.group(1)} bytes have arrived of {one.size}")
-    bar.advance(one.size)
+class _XRootD:
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+
+    def stop(self) -> None:
+        """The programs end by themselves at the deadline."""
+
+    def __call__(self, one: _Outgoing, bar: Bar, clock: Clock) -> None:
+        copy, look = (process.require(name, "xrootd-client") for name in ("xrdcp", "xrdfs"))
+        parts = urlsplit(one.url)
+        env = {**xrootd_times(self._patience, max(self._patience.answer, clock.left)), **os.environ}
+        try:
+            process.run(xrdcp_argv(copy, one.path, one.url), env=env, timeout=max(1.0, clock.left))
+            said = process.run([look, f"{parts.scheme}://{parts.netloc}", "stat", re.sub("^/+", "/", parts.path)],
+                               env=env, timeout=max(1.0, clock.left)).stdout.decode(errors="replace")
+        except CommandFailed as failed:
+            raise Failed(failed.message, final=is_final(failed.output)) from failed
+        size = re.search(r"^Size:\s*(\d+)", said, re.MULTILINE)
+        if size and int(size.group(1)) != one.size:
+            raise _Wrong(f"{size.group(1)} bytes have arrived of {one.size}")
+        bar.advance(one.size)

@@ -13,9 +13,11 @@ from urllib.parse import quote, unquote, urlsplit
 from vmjob import model, process
 from vmjob.errors import CommandMissing
 from vmjob.model import ImageFile
-from vmjob.stage import commands, credentials
-from vmjob.stage.flow import Failed, Patience, Transfer
+from vmjob.stage import addresses, commands, credentials
+from vmjob.stage.flow import Failed, Transfer
 from vmjob.stage.http import HttpTransfer, Seen, federation, pelican_locator
+from vmjob.stage.patience import Patience
+from vmjob.stage.plugins import Plugins
 from vmjob.stage.web import Web
 
 _SAFE = "!$&'()*+,;=:@~"
@@ -30,7 +32,10 @@ def located(source: str, file: ImageFile) -> str:
 
 def file_path(address: str) -> str:
     """The path in a ``file:`` address. Raises Failed."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as wrong:
+        raise Failed("this is no address", broken=True) from wrong
     path = unquote(parts.path)
     if parts.netloc not in ("", "localhost") or not path.startswith("/") or "\0" in path:
         raise Failed("file: wants an absolute path: file:///mnt/images/", broken=True)
@@ -42,35 +47,42 @@ class Place:
     were others than the digest says. ``missed``: whether a file was not to be had. ``broken``: why nothing can come
     from here, empty as long as something may."""
 
-    def __init__(self, source: str, web: Web, patience: Patience) -> None:
-        self.source, self._web, self._patience = source, web, patience
+    def __init__(self, source: str, web: Web, patience: Patience, plugins: Plugins) -> None:
+        self.source, self._web, self._patience, self._plugins = source, web, patience, plugins
         self.shown = credentials.shown(source)
         self.scheme = source.partition(":")[0].lower()
-        self.host = ""
-        with suppress(ValueError):
-            inner = source[7:] if self.scheme == "condor" else source
-            self.host = federation(inner)[0] if inner.startswith("osdf:") else \
-                urlsplit(inner).netloc.rpartition("@")[2]
         self.wrong, self.missed, self.broken = 0, False, ""
+        try:
+            self.host, self._name = self._named()
+        except (Failed, ValueError):
+            self.host, self._name, self.broken = "", "", "this is no address"
         self._by_gfal = False
         self._seen: dict[str, Seen] = {}
+
+    def _named(self) -> tuple[str, str]:
+        """Whom it names, with the port and as a name alone; empty where it names nobody. Raises Failed."""
+        inner = self.source[7:] if self.scheme == "condor" else self.source
+        if inner.startswith("osdf:"):
+            inner = f"https://{federation(inner)[0]}"
+        elif self.scheme == "file" or (self.scheme == "condor" and not addresses.names_host(inner)):
+            return "", ""
+        found = addresses.origin(inner)
+        return found.place, found.host
 
     def begin(self, file: ImageFile, start: int, seconds: float, *, sample: int = 0) -> Transfer:
         """A transfer of the file's bytes from ``start`` on, within ``seconds``; ``sample``: so many bytes (of WEB
         alone). Programs belong to the thread that calls. Raises Failed."""
-        try:
-            address = located(self.source, file)
-            urlsplit(address)
-        except ValueError as wrong:
-            raise Failed("this is no address", broken=True) from wrong
+        if self.broken:
+            raise Failed(self.broken, broken=True)
+        address = located(self.source, file)
         if self.scheme == "file":
             return PathTransfer(file_path(address), start, file.size)
         if self.scheme in WEB and not self._by_gfal:
             return self._http(address, file, start, sample)
         try:
-            env = commands.environment(urlsplit(f"//{self.host}").hostname or "", os.environ, self._patience)
+            env = commands.environment(self._name, os.environ, self._patience)
             if self.scheme == "condor":
-                return commands.plugin_transfer(address.partition(":")[2], env, start, file.size)
+                return commands.plugin_transfer(self._plugins, address.partition(":")[2], env, start, file.size)
             return self._by_command(address, env, file, start, seconds)
         except (CommandMissing, OSError) as broken:
             raise Failed(str(broken), broken=True) from broken

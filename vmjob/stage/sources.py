@@ -3,13 +3,13 @@
 Which source is asked next: those whose bytes were right before those whose were wrong; of them those with the fewest
 failures at this file; of them a shared file system first, then by measured speed (a host not met yet counts as
 UNKNOWN bytes a second; for a large file all such are measured by a sample first), then as they are listed; the submit
-side's own way last. A source that fails is left for the next one, which goes on at the same byte.
+side's own way last. A source that fails is left for the next one, which goes on at the same byte. One that failed
+``tries`` times comes after all others; where there are none it is tried until the deadline.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from vmjob import config
-from vmjob.errors import ImageCorrupt, ImageOutOfReach, VmjobError
+from vmjob.errors import ImageCorrupt, ImageOutOfReach, Interrupted, VmjobError
 from vmjob.model import Fetch, ImageFile, Manifest
-from vmjob.stage.flow import PATIENCE, Clock, Failed, Flow, Late, Patience, Throttle, Watch
+from vmjob.stage.flow import Clock, Failed, Flow, Late, Throttle, Watch
+from vmjob.stage.patience import MORE_TIME, PATIENCE, Patience
 from vmjob.stage.places import WEB, Place
+from vmjob.stage.plugins import Plugins
 from vmjob.stage.speeds import Speeds
 from vmjob.stage.web import CERTIFICATES, Web
 from vmjob.units import format_duration, format_size
@@ -88,11 +90,15 @@ class Fetcher:
         self._manifest, self._carried, self._note, self._patience = manifest, carried, note, patience
         self._clock = Clock(timeout)
         self._throttle = Throttle(rate, self._clock)
-        web = Web(patience, note)
-        self._places = [Place(source, web, patience) for source in manifest.sources]
+        web, plugins = Web(patience, note), Plugins()
+        self._places = [Place(source, web, patience, plugins) for source in manifest.sources]
+        # so many times a whole file may be asked for: each of the places may have other bytes, and the only one is
+        # asked twice, the second time past caches
+        self.tries = max(2, 1 + len(self._places) + bool(carried))
         self._speeds: Optional[Speeds] = None
         self._told: set[str] = set()
         self._gave: dict[str, list[Place]] = {}  # whole files, by digest
+        self._last: dict[str, list[Try]] = {}
 
     def __call__(self, file: ImageFile, start: int) -> Iterator[bytes]:
         if start == 0:
@@ -108,6 +114,7 @@ class Fetcher:
                  for n, place in enumerate(self._places)]
         if self._carried:
             tries.append(Try(None, len(tries)))
+        self._last[file.sha256] = tries
         self._sample(tries, file, position)
         while position < file.size:
             this = self._choose(tries, file)
@@ -127,6 +134,12 @@ class Fetcher:
                 this.why = this.why or "too slow"
                 raise self._out_of_reach(tries, file, late=True) from None
 
+    def unreached(self, file: ImageFile) -> list[str]:
+        """A line for each place that may have the file, and did not answer; for who got wrong bytes elsewhere."""
+        wrong = self._gave.get(file.sha256, [])
+        return [f"{t.shown}: {t.why}" for t in self._last.get(file.sha256, ())
+                if t.why and not t.over and not t.wrong and t.place not in wrong]
+
     # -------------------------------------------------------------- which
 
     def _choose(self, tries: list[Try], file: ImageFile) -> Try:
@@ -134,6 +147,7 @@ class Fetcher:
         able = [t for t in tries if not t.over]
         if not able:
             raise self._out_of_reach(tries, file)
+        able = [t for t in able if t.strikes < self._patience.tries] or able
         able = [t for t in able if t.wrong == min(t.wrong for t in able)]
         now = time.monotonic()
         ready = [t for t in able if t.after <= now]
@@ -168,10 +182,9 @@ class Fetcher:
             self._note(told)
         this.why = str(failure)
         this.strikes = 1 if brought >= self._patience.worth else this.strikes + 1
-        this.over = failure.final or this.strikes >= self._patience.tries
+        this.over = failure.final
         this.left, this.changed, this.denied = this.left or failure.left, failure.changed, failure.denied
-        pause = self._patience.pause * 2 ** (this.strikes - 1) * random.uniform(0.5, 1.5)
-        this.after = time.monotonic() + max(pause, failure.after)
+        this.after = time.monotonic() + max(self._patience.rest(this.strikes, self._clock.left), failure.after)
 
     # -------------------------------------------------------------- how
 
@@ -203,6 +216,8 @@ class Fetcher:
                 yield piece
                 if self._clock.left <= 0:
                     raise Late
+        except Interrupted:
+            raise
         except VmjobError as failure:  # it has been patient itself
             if not self._places:
                 raise
@@ -236,8 +251,8 @@ class Fetcher:
         if not late and any(t.changed for t in tries):
             return Changed(f"{what} was changed at its source while it was fetched:{lines}", "another try may do")
         if late:
-            return ImageOutOfReach(f"{what} is not here after {format_duration(self._clock.seconds)}:{lines}",
-                                   "VMJOB_STAGE_TIMEOUT gives it more time; a nearer or faster source would help")
+            long = format_duration(self._clock.seconds)
+            return ImageOutOfReach(f"{what} is not here after {long}:{lines}", MORE_TIME)
         hint = CERTIFICATES if any("certificate" in t.why for t in tries) else \
             "see from this node what its sources answer; an image may also travel with the job"
         return ImageOutOfReach(f"{what}: none of its sources gave it:{lines}", hint)

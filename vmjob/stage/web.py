@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
+from weakref import WeakSet
 
 from vmjob import config
-from vmjob.stage import credentials
-from vmjob.stage.flow import PATIENCE, Failed, Patience, explain
+from vmjob.stage import credentials, roads
+from vmjob.stage.addresses import Origin, origin
+from vmjob.stage.flow import Failed, explain
+from vmjob.stage.patience import PATIENCE, Patience
 
 if TYPE_CHECKING:
     import requests
@@ -37,29 +42,40 @@ class Web:
 
     def __init__(self, patience: Patience = PATIENCE, note: Callable[[str], None] = lambda _: None) -> None:
         self.patience, self._note = patience, note
-        self._broken: set[str] = set()  # proxies
+        self._broken: set[tuple[str, str]] = set()  # proxies, and for whom: empty for all
+        self._opened: WeakSet[Any] = WeakSet()  # connections
         self._contexts: dict[Optional[Path], ssl.SSLContext] = {}
         self._turn = threading.Lock()
-        logging.getLogger("urllib3").setLevel(logging.WARNING)  # it would log what a query holds
+        for name in ("urllib3", "urllib3.connection", "urllib3.connectionpool"):
+            logging.getLogger(name).setLevel(logging.ERROR)  # it would log what a query holds
+
+    def cut(self) -> None:
+        """End whatever waits for a server, in any thread. Never raises."""
+        for connection in list(self._opened):
+            with suppress(OSError, AttributeError, ValueError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
 
     def request(self, method: str, url: str, headers: Callable[[str], Mapping[str, str]], *,
                 data: Optional[Callable[[], Any]] = None, trusted: bool = False,
-                proxy_certificate: bool = False, fresh: bool = False) -> requests.Response:
+                proxy_certificate: bool = False, fresh: bool = False, wait: float = 0) -> requests.Response:
         """Ask, and follow where that leads; the answer's body is still to be read, and the caller closes it.
 
         ``headers`` makes those for one address on the way; ``data`` makes the body anew for each. ``trusted``: the user
         named the address, it may have a token at once. ``proxy_certificate``: show the user's X.509 proxy to who asks.
-        ``fresh``: past caches. Raises Failed, also for statuses of 400 and more.
+        ``fresh``: past caches. ``wait``: seconds for an answer to begin, instead of a stall's. Raises Failed, also for
+        statuses of 400 and more.
         """
-        first, seen, token = _origin(url), set[str](), ""
+        first, seen, token = _whom(url), set[str](), ""
         if trusted:
             token = credentials.token_for(url, os.environ, trusted=True)
         for _ in range(_HOPS):
             own = dict(headers(url))
-            if token and _origin(url) == first:
+            if token and _whom(url) == first:
                 own["Authorization"] = f"Bearer {token}"
-            answer = self._once(method, url, own, data, proxy_certificate, fresh)
-            if answer.status_code in (401, 403) and not token and _origin(url) == first:
+            if fresh:
+                own["Cache-Control"] = "no-cache"
+            answer = self._once(method, url, own, data, proxy_certificate, wait)
+            if answer.status_code in (401, 403) and not token and _whom(url) == first:
                 token = credentials.token_for(url, os.environ)
                 if token:
                     answer.close()
@@ -76,67 +92,80 @@ class Web:
         raise Failed(f"more than {_HOPS} redirects, one after the other", final=True)
 
     def _once(self, method: str, url: str, headers: dict[str, str], data: Optional[Callable[[], Any]],
-              proxy_certificate: bool, fresh: bool) -> requests.Response:
-        """One exchange: through the proxy, and where that is broken without. Raises Failed."""
+              proxy_certificate: bool, wait: float) -> requests.Response:
+        """One exchange: through the proxy, and where that gets no answer, without. Raises Failed."""
         import requests
 
         own = {"User-Agent": "vmjob", "Accept": "*/*", "Accept-Encoding": "identity", **headers}
-        if fresh:
-            own["Cache-Control"] = "no-cache"
+        fault: Optional[roads.Fault] = None
         for proxy in self._roads(url):
             session = self._session(url, proxy_certificate)
             # a proxy that keeps us waiting must leave time for a try without it
-            wait = self.patience.stall / 2 if proxy else self.patience.stall + 1
+            stall = self.patience.stall / 2 if proxy else self.patience.stall + 1
             try:
                 answer = session.request(method, url, headers=own, data=data() if data else None, stream=True,
-                                         allow_redirects=False, timeout=(self.patience.connect, wait),
+                                         allow_redirects=False, timeout=(self.patience.connect, wait or stall),
                                          proxies={"http": proxy, "https": proxy} if proxy else {})
             except (requests.RequestException, OSError, ValueError) as failure:
                 session.close()
-                if proxy and not _certificate(failure):
-                    self._leave(proxy, explain(failure))
-                    continue
-                raise _failed(failure) from failure
-            if proxy and (answer.status_code == 407 or "X-Squid-Error" in answer.headers):
-                said = answer.headers.get("X-Squid-Error", "it wants a password")
+                # what was sent whole may have arrived: whoever sends it looks first
+                if not proxy or _certificate(failure) or (data and is_timeout(failure)):
+                    raise _failed(failure, fault) from failure
+                fault = roads.fault_in(failure, explain(failure))
+            else:
+                fault = roads.fault_of(answer) if proxy else None
+                if not proxy or fault is None:
+                    return answer
                 answer.close()
-                self._leave(proxy, said.split()[0] if said else "")
-                continue
-            return answer
+            self._leave(proxy, url, fault)
         raise AssertionError("the last road has no proxy")
 
     def _roads(self, url: str) -> Iterator[Optional[str]]:
-        proxy = proxy_for(url, os.environ)
-        if proxy and proxy not in self._broken:
+        proxy = roads.proxy_for(url, os.environ)
+        if proxy and not self._broken & {(proxy, ""), (proxy, origin(url).place)}:
             yield proxy
         yield None
 
-    def _leave(self, proxy: str, why: str) -> None:
-        if proxy not in self._broken:
-            self._broken.add(proxy)
-            self._note(f"the proxy {credentials.shown(proxy)} does not work ({why}): going on without it")
+    def _leave(self, proxy: str, url: str, fault: roads.Fault) -> None:
+        """For good only where the proxy is at fault: the server behind it may be down as well."""
+        place = origin(url).place
+        if fault.proxy and (proxy, "") not in self._broken:
+            self._note(f"the proxy {credentials.shown(proxy)} does not work ({fault}): going on without it")
+        elif fault.host and not fault.proxy:
+            self._note(f"the proxy {credentials.shown(proxy)} does not let us to {place} ({fault}): going without it")
+        if fault.proxy or fault.host:
+            self._broken.add((proxy, "" if fault.proxy else place))
 
     def _session(self, url: str, proxy_certificate: bool) -> requests.Session:
         import requests
         from requests.adapters import HTTPAdapter
+        from urllib3.poolmanager import pool_classes_by_scheme
 
         context = self._context(proxy_certificate) if url.startswith("https:") else None
+        opened = self._opened
 
         class Adapter(HTTPAdapter):
             """Trusts whom our context trusts, and reads no file of certifi's."""
 
             def init_poolmanager(self, *args: Any, **more: Any) -> None:
                 super().init_poolmanager(*args, **more, ssl_context=context)
+                self._noting(self.poolmanager)
 
             def proxy_manager_for(self, proxy: str, **more: Any) -> Any:
-                return super().proxy_manager_for(proxy, **more, ssl_context=context)
+                return self._noting(super().proxy_manager_for(proxy, **more, ssl_context=context))
+
+            def _noting(self, manager: Any) -> Any:
+                manager.pool_classes_by_scheme = {
+                    scheme: partial(roads.noting, kind, opened) for scheme, kind in pool_classes_by_scheme.items()}
+                return manager
 
             def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
                 conn.cert_reqs = "CERT_REQUIRED"
 
         session = requests.Session()
         session.trust_env = False  # no netrc: who is told a password is the address's to say
-        session.mount("https://", Adapter())
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, Adapter())
         return session
 
     def _context(self, proxy_certificate: bool) -> ssl.SSLContext:
@@ -154,20 +183,6 @@ class Web:
             return Failed(text, final=True, denied=status in (401, 403))
         after = answer.headers.get("Retry-After", "")
         return Failed(text, after=min(float(after), self.patience.retry_after) if after.isdecimal() else 0)
-
-
-def proxy_for(url: str, environ: Mapping[str, str]) -> Optional[str]:
-    """The proxy that the environment names for an address: http_proxy, https_proxy, all_proxy and no_proxy as everybody
-    reads them; else, for plain http, the site's squid in OSG_SQUID_LOCATION."""
-    from requests.utils import get_environ_proxies, select_proxy, should_bypass_proxies
-
-    found = select_proxy(url, get_environ_proxies(url))
-    if found:
-        return found if "//" in found else f"http://{found}"
-    squid = environ.get("OSG_SQUID_LOCATION", "")
-    if url.startswith("http:") and squid and squid != "UNAVAILABLE" and not should_bypass_proxies(url, None):
-        return squid if "//" in squid else f"http://{squid}"
-    return None
 
 
 def trust(client: Optional[Path] = None) -> ssl.SSLContext:
@@ -209,54 +224,46 @@ def _system(context: ssl.SSLContext) -> None:
     context.load_verify_locations(cadata=(data or b"").decode("ascii"))
 
 
-def _origin(url: str) -> tuple[str, str, Optional[int]]:
-    parts = urlsplit(url)
-    return parts.scheme, (parts.hostname or ""), parts.port
+def _whom(url: str) -> Origin:
+    """Whom an exchange is with. Raises Failed where the address is odd, which all would read in their own way."""
+    found = origin(url)
+    if found.scheme not in ("http", "https"):
+        raise Failed("this is no address of http", broken=True)
+    return found
 
 
 def _next(url: str, answer: requests.Response) -> str:
-    target = urljoin(url, answer.headers["Location"])
     answer.close()
     try:
-        parts = urlsplit(target)
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        known = False
-    if not known:
-        raise Failed(f"it leads to {credentials.shown(target)}, which is no address of http", final=True)
+        target = urljoin(url, answer.headers["Location"])
+        _whom(target)
+    except (Failed, ValueError) as odd:
+        shown = credentials.shown(answer.headers["Location"])
+        raise Failed(f"it leads to {shown}, which is no address of http", final=True) from odd
     return target
 
 
-def _chain(failure: BaseException) -> Iterator[BaseException]:
-    todo, seen = [failure], 0
-    while todo and seen < 30:
-        here, seen = todo.pop(), seen + 1
-        yield here
-        todo += [a for a in (*here.args, getattr(here, "reason", None), here.__cause__, here.__context__)
-                 if isinstance(a, BaseException)]
-
-
 def _certificate(failure: BaseException) -> Optional[ssl.SSLCertVerificationError]:
-    return next((e for e in _chain(failure) if isinstance(e, ssl.SSLCertVerificationError)), None)
+    return next((e for e in roads.chain(failure) if isinstance(e, ssl.SSLCertVerificationError)), None)
 
 
-def _failed(failure: BaseException) -> Failed:
+def _failed(failure: BaseException, fault: Optional[roads.Fault]) -> Failed:
+    """``fault``: what became of it through the proxy, before."""
     import requests
 
     refused = _certificate(failure)
     if refused:
         return Failed(f"its certificate is not trusted: {refused.verify_message}", broken=True, denied=True)
+    through = f" (through the proxy: {fault})" if fault and not fault.proxy else ""
     if isinstance(failure, requests.ConnectTimeout):
-        return Failed("it cannot be reached (no answer to a connection)")
+        return Failed(f"it cannot be reached (no answer to a connection){through}")
     if is_timeout(failure):
-        return Failed("no byte came in time")
+        return Failed(f"no byte came in time{through}")
     if isinstance(failure, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError)):
         return Failed("this is no address", final=True)
-    return Failed(explain(failure))
+    return Failed(f"{explain(failure)}{through}")
 
 
 def is_timeout(failure: BaseException) -> bool:
     """Whether somewhere below a socket waited in vain."""
-    import socket
-
-    return any(isinstance(e, (TimeoutError, socket.timeout)) for e in _chain(failure))
+    return any(isinstance(e, (TimeoutError, socket.timeout)) for e in roads.chain(failure))

@@ -45,13 +45,33 @@ def examine(scratch: Optional[Path] = None) -> list[Check]:
         checks.append(Check("qemu", FAILURE, error.message, error.hint))
     steps: list[Callable[[], Iterator[Check]]] = [
         lambda: _kvm(qemu), _group, lambda: _network(qemu), _namespaces, _qemu_img, _uefi,
-        lambda: _scratch(place), _memory, _cgroup, _cache]
+        lambda: _scratch(place), _memory, _cgroup, _cache, _policy]
     for step in steps:
         try:
             checks += step()
         except OSError as error:
             checks.append(Check("host", WARNING, f"a check could not be made: {error}", "run it as the job user"))
     return checks
+
+
+def _policy() -> Iterator[Check]:
+    """What the site lets in, and what its admin keeps for all."""
+    from vmjob.errors import PolicyBroken
+    from vmjob.policy import load, owners
+    from vmjob.safepath import safe
+
+    for path in config.policy_files():
+        try:
+            rules = load(path).rules
+            yield Check("policy", OK, f"{path}" + (f", {len(rules)} rules" if rules is not None else ""))
+        except PolicyBroken as broken:
+            yield Check("policy", FAILURE, broken.message, broken.hint)
+    shared = config.shared_cache()
+    if shared:
+        try:
+            yield Check("shared cache", OK, str(safe(shared, owners(shared))))
+        except (PolicyBroken, OSError) as unsafe:
+            yield Check("shared cache", WARNING, f"{unsafe}: jobs do not use it", "see docs/site-admin.md, Cache")
 
 
 def worst(checks: list[Check]) -> str:

@@ -1,0 +1,79 @@
+"""The proxies that the environment names; what tells that one of them is to be left, and not a server behind it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Optional
+from weakref import WeakSet
+
+if TYPE_CHECKING:
+    import requests
+
+
+def proxy_for(url: str, environ: Mapping[str, str]) -> Optional[str]:
+    """The proxy that the environment names for an address: http_proxy, https_proxy, all_proxy and no_proxy as everybody
+    reads them; else, for plain http, the site's squid in OSG_SQUID_LOCATION."""
+    from requests.utils import get_environ_proxies, select_proxy, should_bypass_proxies
+
+    found = select_proxy(url, get_environ_proxies(url))
+    if found:
+        return found if "//" in found else f"http://{found}"
+    squid = environ.get("OSG_SQUID_LOCATION", "")
+    if url.startswith("http:") and squid and squid != "UNAVAILABLE" and not should_bypass_proxies(url, None):
+        return squid if "//" in squid else f"http://{squid}"
+    return None
+
+
+class Fault(str):
+    """What is wrong with the way through a proxy. ``proxy``: with itself, nothing comes through it; ``host``: it does
+    not let us to this one. Neither: it did not get an answer, which may be the server's fault."""
+
+    proxy = host = False
+
+
+def fault_of(answer: requests.Response) -> Optional[Fault]:
+    """Whether this is a proxy's word, and no server's."""
+    said = answer.headers.get("X-Squid-Error", "").split()
+    if answer.status_code != 407 and not said:
+        return None
+    fault = Fault(said[0][:60] if said else "it wants a password")
+    fault.proxy, fault.host = answer.status_code == 407, "DENIED" in fault
+    return fault
+
+
+def fault_in(failure: BaseException, why: str) -> Fault:
+    """Of an exchange that was to go through a proxy; ``why`` is for people."""
+    import requests
+
+    fault = Fault(why)
+    found = next((m for e in chain(failure) if (m := re.search(r"Tunnel connection failed: (\d+)", str(e)))), None)
+    if found:
+        fault.proxy, fault.host = found[1] == "407", found[1] in ("400", "403", "405", "501")
+    else:
+        fault.proxy = isinstance(failure, (requests.exceptions.ProxyError, requests.exceptions.InvalidProxyURL))
+    return fault
+
+
+def chain(failure: BaseException) -> Iterator[BaseException]:
+    """A failure and all that it was made of."""
+    todo, seen = [failure], 0
+    while todo and seen < 30:
+        here, seen = todo.pop(), seen + 1
+        yield here
+        todo += [a for a in (*here.args, getattr(here, "reason", None), here.__cause__, here.__context__)
+                 if isinstance(a, BaseException)]
+
+
+def noting(kind: Callable[..., Any], opened: WeakSet[Any], *args: Any, **more: Any) -> Any:
+    """A pool of urllib3's whose connections are noted in ``opened``: one that waits can be cut there."""
+    pool = kind(*args, **more)
+    make = pool.ConnectionCls
+
+    def made(*args: Any, **more: Any) -> Any:
+        connection = make(*args, **more)
+        opened.add(connection)
+        return connection
+
+    pool.ConnectionCls = made
+    return pool
