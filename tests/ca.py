@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -58,20 +59,29 @@ class Pair:
 class Ca:
     """Below ``folder``. ``certificates``: the hashed folder that is trusted. The pairs: ``root``, ``middle`` (an
     authority below root), ``ada`` (of root), ``eve`` (of an authority that is not trusted). ``root`` and ``ada`` have
-    RSA keys; others elliptic ones, which are made at once, unless ``bits`` are asked for."""
+    RSA keys of ``bits``; others (all, where it is 0) elliptic ones, which are made at once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bits: int = 2048) -> None:
         if not shutil.which("openssl"):
             pytest.skip("needs openssl: apt-get install openssl")
         self.folder, self.certificates = folder, folder / "certificates"
         self.certificates.mkdir(parents=True)
         (folder / "config").write_text(_CONFIG.format(folder=folder))
-        self.root = self.authority("/DC=org/DC=example/CN=Test CA", bits=2048)
-        self.other = self.authority("/DC=org/DC=elsewhere/CN=Other CA")
-        self.middle = self.issue("/DC=org/DC=example/CN=Middle CA", self.root, extensions="ca")
-        self.ada = self.issue("/DC=org/DC=example/CN=Ada Lovelace", self.root, bits=2048)
-        self.eve = self.issue("/DC=org/DC=elsewhere/CN=Eve", self.other)
+        self.root = self.authority("/DC=org/DC=example/CN=Test CA", bits=bits)
+        self.ada = self.issue("/DC=org/DC=example/CN=Ada Lovelace", self.root, bits=bits)
         self.trust(self.root)
+
+    @functools.cached_property
+    def other(self) -> Pair:
+        return self.authority("/DC=org/DC=elsewhere/CN=Other CA")
+
+    @functools.cached_property
+    def middle(self) -> Pair:
+        return self.issue("/DC=org/DC=example/CN=Middle CA", self.root, extensions="ca")
+
+    @functools.cached_property
+    def eve(self) -> Pair:
+        return self.issue("/DC=org/DC=elsewhere/CN=Eve", self.other)
 
     def openssl(self, *words: Any, stdin: bytes = b"") -> bytes:
         done = subprocess.run(["openssl", *map(str, words)], input=stdin, capture_output=True, timeout=60)

@@ -67,6 +67,11 @@ class Done:
         body: dict[str, Any] = json.loads(self.out)
         return body
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        body: list[dict[str, Any]] = json.loads(self.out)
+        return body
+
 
 @pytest.fixture(scope="session")
 def home() -> Path:

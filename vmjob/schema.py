@@ -82,6 +82,8 @@ def _explain(wrong: Any) -> tuple[str, str]:
         if isinstance(wrong.value, bool):
             return f"{at}YAML reads this word as {str(wrong.value).lower()}", "write it in quotes"
         return f"{at}expected {wanted if isinstance(wanted, str) else ' or '.join(wanted)}, found {wrong.value!r}", ""
+    if wrong.rule == "pattern" and wrong.definition.get("description"):
+        return f"{at}{wrong.value!r} is not of the right form", str(wrong.definition["description"])
     text = str(wrong.message).replace("data." + key, "value").replace("data", "document", 1)
     return f"{at}{text}", str(wrong.definition.get("description", ""))
 

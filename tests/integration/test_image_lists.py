@@ -28,13 +28,14 @@ from tests.conftest import Cli, Done
 from vmjob.cli import list_fetch
 from vmjob.cli.main import main
 from vmjob.endorsement import Endorser
-from vmjob.errors import EndorsementRefused, ImageOutOfReach
+from vmjob.errors import EndorsementRefused, ImageOutOfReach, Interrupted
 from vmjob.image import manifest as manifests
 from vmjob.image import smime, subscriptions, trust
 from vmjob.image.imagelist import ImageList
 from vmjob.image.trust import SignedList
 from vmjob.model import Boot, ImageFile, Manifest
 from vmjob.progress import Reporter
+from vmjob.stage import flow
 from vmjob.stage.flow import Patience
 
 pytestmark = pytest.mark.integration
@@ -57,7 +58,7 @@ class Inside(Cli):
             except SystemExit as end:  # --help
                 status = int(end.code or 0)
             out.flush()
-        return Done(status, out.buffer.getvalue(), err.getvalue())  # type: ignore[attr-defined]
+        return Done(status, out.buffer.getvalue(), err.getvalue())
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -84,9 +85,9 @@ def cli(ca: Ca, tmp_path: Path) -> Cli:
 
 @pytest.fixture
 def others(ca: Ca, tmp_path: Path) -> Cli:
-    """Somebody else's machine; the command in processes of its own."""
+    """Somebody else's machine."""
     (tmp_path / "there").mkdir()
-    return Cli(tmp_path / "there", tmp_path / "there/home", {"X509_CERT_DIR": str(ca.certificates), "no_proxy": "*"})
+    return Inside(tmp_path / "there", tmp_path / "there/home", {"X509_CERT_DIR": str(ca.certificates), "no_proxy": "*"})
 
 
 def image(folder: Path, name: str) -> Manifest:
@@ -117,7 +118,7 @@ def test_help_has_an_example(cli: Cli, verb: str) -> None:
 
 
 def test_from_endorser_to_user(cli: Cli, others: Cli, ca: Ca, web: str, tmp_path: Path) -> None:
-    www = tmp_path / "www"
+    www, others = tmp_path / "www", Cli(others.cwd, others.home, others.env)  # in processes of its own
     one, two = image(www, "one"), image(www, "two")
     words = ("--uri", f"{web}/images.list", "--source", f"{web}/{{name}}/", "-o", www / "images.list", "--title", "T")
     done = sign(cli, ca, www / "one", www / "two", *words)
@@ -214,10 +215,12 @@ def test_a_disk_by_a_list_without_manifests(cli: Cli, ca: Ca, tmp_path: Path) ->
     image(tmp_path, "one")
     data = (tmp_path / "one/disk.raw").read_bytes()
     right = entry(sl_checksum_sha512=hashlib.sha512(data).hexdigest().upper(), hv_size=str(len(data)))
-    (tmp_path / "l").write_bytes(ca.sign(image_list(ca.ada, [right])))
+    escape = {"dc_title": "Image one\x1b]0;x\x07\n"}
+    (tmp_path / "l").write_bytes(ca.sign(image_list(ca.ada, [{**right, "dc:title": escape["dc_title"]}], **escape)))
     done = cli("image", "verify", "one/disk.raw", "--list", "l")
-    assert done.status == 0 and b"Image one, endorsed by /DC=org" in done.out
-    assert b"no manifest" in cli("image", "verify", "l").out
+    assert done.status == 0 and b", endorsed by /DC=org" in done.out and b"\x1b" not in done.out
+    listed = cli("image", "verify", "l").out
+    assert b"no manifest" in listed and b"\x1b" not in listed and b"\x07" not in listed
     (tmp_path / "one/disk.raw").write_bytes(data + b"x")
     done = cli("image", "verify", "one/disk.raw", "--list", "l")
     assert done.status == 217 and "no list names a file with these bytes" in done.err
@@ -278,7 +281,7 @@ def test_refresh_refuses_and_tells(cli: Cli, ca: Ca, web: str, tmp_path: Path) -
     assert cli("image", "subscribe", "--refresh").status == 218
     publish(ca, tmp_path, 3)
     assert cli("image", "subscribe", "--refresh", "list-1").status == 0
-    assert cli("image", "subscribe", "--list", "--json").json[0]["trouble"] == ""
+    assert cli("image", "subscribe", "--list", "--json").rows[0]["trouble"] == ""
 
 
 def test_every_list_is_tried(cli: Cli, ca: Ca, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,6 +318,19 @@ def test_every_list_is_tried(cli: Cli, ca: Ca, tmp_path: Path, monkeypatch: pyte
         ("1", True), ("1", True), ("1", True), ("2", False)]
 
 
+def test_a_refresh_that_is_stopped_stops(cli: Cli, ca: Ca, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "www").mkdir()
+    publish(ca, tmp_path)
+    assert cli("image", "subscribe", "www/l", *trusting(ca)).status == 0
+
+    def stopped(*words: Any) -> None:
+        raise Interrupted("stopped by SIGTERM")
+
+    monkeypatch.setattr(subscriptions, "renewed", stopped)
+    done = cli("image", "subscribe", "--refresh")
+    assert done.status == 225 and subscriptions.listed(cli.home / "store/lists")[0].trouble == ""
+
+
 ENDLESS = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
@@ -332,6 +348,7 @@ def test_servers_that_keep_us_busy(first: bytes, again: Optional[bytes], pause: 
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("VMJOB_STAGE_TIMEOUT", "1s")
     monkeypatch.setattr(smime, "LARGEST", 16 * 2**20)
+    monkeypatch.setattr(flow, "_END", 0.1)
     over = threading.Event()
 
     def serve(listening: socket.socket) -> None:
@@ -361,22 +378,22 @@ def test_images_that_are_not_here_yet(cli: Cli, ca: Ca, tmp_path: Path) -> None:
     words = ("--title", "T", "--uri", "https://example.org/l", "--source", "https://example.org/", "-o", "l")
     assert sign(cli, ca, "./one", *words).status == 0
     assert cli("image", "subscribe", "l", *trusting(ca)).status == 0
-    assert cli("image", "list", "--json").json[0]["here"] is False  # type: ignore[index]
+    assert cli("image", "list", "--json").rows[0]["here"] is False
     assert b"(not here yet: fetched when used)" in cli("image", "list").out
     blob = cli.home / "cache/blobs/sha256" / one.files[0].sha256  # where a job has fetched it to
     blob.parent.mkdir(parents=True)
     blob.write_bytes((tmp_path / "one/disk.raw").read_bytes())
-    assert cli("image", "list", "--json").json[0]["here"] is True  # type: ignore[index]
+    assert cli("image", "list", "--json").rows[0]["here"] is True
     assert b"not here" not in cli("image", "list").out
     blob.unlink()
     assert cli("image", "import", "one").status == 0
-    assert cli("image", "list", "--json").json[0]["here"] is True  # type: ignore[index]
+    assert cli("image", "list", "--json").rows[0]["here"] is True
 
 
 def test_an_expired_list_says_so(cli: Cli, ca: Ca, tmp_path: Path) -> None:
     listing = ImageList("list-1", "1", 1.0, 2.0, Endorser(ca.ada.dn, ca.root.dn))
     subscriptions.follow(cli.home / "store/lists", "u", SignedList(listing, 9e9, "0" * 64), b"", 1.0)
-    assert cli("image", "subscribe", "--list", "--json").json[0]["expired"] is True
+    assert cli("image", "subscribe", "--list", "--json").rows[0]["expired"] is True
     assert b"EXPIRED" in cli("image", "subscribe", "--list").out
 
 

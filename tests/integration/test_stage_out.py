@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
@@ -14,13 +19,14 @@ from tests import servers
 from tests.conftest import Cli
 from tests.servers import Server
 from vmjob.errors import StageOutFailed
-from vmjob.result import Staged
+from vmjob.outcome import keep_result
+from vmjob.result import Result, Staged
 from vmjob.stage import out
-from vmjob.stage.flow import PATIENCE
+from vmjob.stage.patience import PATIENCE
 
 pytestmark = pytest.mark.integration
 
-QUICK = replace(PATIENCE, pause=0.02, tries=3)
+QUICK = replace(PATIENCE, pause=0.02, longest=0.1, tries=3)
 NAMES = ("big.bin", "d/ü b+1.txt", "empty")
 
 
@@ -78,7 +84,7 @@ def test_xrootd(results: Path) -> None:
         assert len(send(results, f"{server.url}/run/7")) == len(NAMES)
         arrived(results, server.folder / "run/7")
         with pytest.raises(StageOutFailed, match="could not be sent"):
-            out.send(results, ["big.bin"], f"{server.url}/run/7/empty/", timeout=5, patience=replace(QUICK, tries=1))
+            out.send(results, ["big.bin"], f"{server.url}/run/7/empty/", timeout=5, patience=QUICK)
 
 
 @pytest.mark.parametrize("name", ["a?b", "a#b"])
@@ -109,16 +115,76 @@ def one(results: Path, to: str) -> tuple[Staged, ...]:
 
 
 def test_busy_and_broken_for_a_while(results: Path) -> None:
-    with servers.faults(b"", status(503), lost, status(201), status(405)) as server:  # the last: HEAD
+    # longer than ``tries``; after the one that was lost it looks what has come
+    with servers.faults(b"", *[status(503)] * 5, lost, status(404), status(201), status(405)) as server:
         assert len(one(results, server.url)) == 1
-    assert [line.split()[0] for line in server.asked] == ["PUT", "PUT", "PUT", "HEAD"]
+    assert [line.split()[0] for line in server.asked] == [*["PUT"] * 6, "HEAD", "PUT", "HEAD"]
+
+
+def there(request: servers.Request, age: float = 0, **more: str) -> None:
+    """Two bytes are there, for ``age`` seconds."""
+    servers.status(200, Content_Length="2", Last_Modified=formatdate(time.time() - age, usegmt=True), **more)(request)
+
+
+SHA256 = "sha-256=" + base64.b64encode(hashlib.sha256(b"x\n").digest()).decode()
+
+
+@pytest.mark.parametrize("found, again", [
+    (there, 0), (lambda request: there(request, 99, Digest=SHA256), 0), (lambda request: there(request, 99), 1),
+    (lambda request: there(request, 0, Digest="sha-256=AAAA"), 1)])
+def test_what_has_come_is_not_sent_again(results: Path, found: Callable[[servers.Request], None], again: int) -> None:
+    """Its answer was lost. A file of the same size from an earlier run is no proof."""
+    with servers.faults(b"", lost, found, status(201), status(405)) as server:
+        assert len(one(results, server.url)) == 1
+    assert [line.split()[0] for line in server.asked] == ["PUT", "HEAD", *["PUT", "HEAD"] * again]
+
+
+def test_a_storage_may_think(results: Path) -> None:
+    def thinks(request: servers.Request) -> None:
+        request.rfile.read(int(request.headers["Content-Length"]))
+        request.faults.over.wait(1.5)  # longer than a source may be silent
+        servers.status(201)(request)
+
+    with servers.faults(b"", thinks, status(405)) as server:
+        out.send(results, ["d/ü b+1.txt"], server.url, timeout=20, patience=replace(QUICK, stall=0.2))
+    assert [line.split()[0] for line in server.asked] == ["PUT", "HEAD"]
+
+
+def test_an_answer_that_never_ends(results: Path) -> None:
+    def drips(request: servers.Request) -> None:
+        request.wfile.write(b"HTTP/1.1 201 Created\r\nX-A: ")
+        while not request.faults.over.wait(0.1):
+            request.wfile.write(b"a")
+        request.close_connection = True
+
+    with servers.faults(b"", drips) as server, pytest.raises(StageOutFailed, match=r"1\.00 s, is over") as failure:
+        out.send(results, ["d/ü b+1.txt"], server.url, timeout=1, patience=QUICK)
+    assert "VMJOB_STAGE_TIMEOUT" in failure.value.hint and "walltime" in failure.value.hint
+    assert not any(t.name == "vmjob-send" for t in threading.enumerate())
+
+
+def test_names_that_are_no_text(results: Path, dav: Server) -> None:
+    name = os.fsdecode(b"r\xe9sum\xe9")
+    (results / name).write_text("x")
+    sent = out.send(results, [name], dav.url, timeout=20, patience=QUICK)
+    assert (dav.folder / name).read_text() == "x" and sent[0].url == f"{dav.url}/r%E9sum%E9"
+    keep_result(Result("job", "ok", 0, staged=sent), results)
+    assert json.loads((results / "result.json").read_text())["staged"][0]["name"] == name
+    with pytest.raises(StageOutFailed, match="XRootD"):
+        out.send(results, [name], "root://127.0.0.1:9//x", timeout=20, patience=QUICK)
+
+
+@pytest.mark.parametrize("to", ["https://127.0.0.1:9\\@good.example.org/", "root://good?@127.0.0.1:9//x", "https:///x"])
+def test_an_address_that_can_be_read_in_two_ways(results: Path, to: str) -> None:
+    with pytest.raises(StageOutFailed, match="this is no address"):
+        one(results, to)
 
 
 @pytest.mark.parametrize("steps, said", [
     ([status(403)], "403"), ([status(503)], "503"), ([status(201), status(200)], "0 bytes have arrived of 2")])
 def test_what_does_not_work_is_named(results: Path, steps: list[Callable[[servers.Request], None]], said: str) -> None:
-    with servers.faults(b"", *steps, *steps, *steps) as server, pytest.raises(StageOutFailed, match=said) as failure:
-        one(results, server.url)
+    with servers.faults(b"", *steps * 30) as server, pytest.raises(StageOutFailed, match=said) as failure:
+        out.send(results, ["d/ü b+1.txt"], server.url, timeout=1, patience=QUICK)
     assert "among the job's results" in failure.value.hint and server.url in failure.value.message
     assert (results / "d/ü b+1.txt").exists()
 
@@ -140,8 +206,8 @@ def test_a_token_goes_to_none_but_the_address(results: Path, tmp_path: Path, mon
 
 
 def test_the_time_is_over(results: Path, dav: Server) -> None:
-    with pytest.raises(StageOutFailed, match="the time for it, 1 s, is over"):
-        out.send(results, ["big.bin"], dav.url, timeout=1, rate=100_000, patience=replace(QUICK, tries=1))
+    with pytest.raises(StageOutFailed, match=r"the time for it, 1\.00 s, is over"):
+        out.send(results, ["big.bin"], dav.url, timeout=1, rate=100_000, patience=QUICK)
 
 
 def test_a_job_whose_outputs_go_elsewhere(cli: Cli, dav: Server) -> None:

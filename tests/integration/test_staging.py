@@ -22,17 +22,18 @@ import pytest
 from tests import servers
 from tests.conftest import ROOT, Cli
 from tests.servers import Authority, authority, faults, good, nginx, status, xrootd
-from vmjob.errors import ChirpFailed, ImageCorrupt, ImageOutOfReach, VmjobError
+from vmjob.errors import ChirpFailed, ImageCorrupt, ImageOutOfReach, Interrupted, VmjobError
 from vmjob.image.transfer import receive_file
 from vmjob.model import Boot, Fetch, ImageFile, Manifest
 from vmjob.pyz import build_pyz
-from vmjob.stage.flow import Patience
+from vmjob.stage.patience import Patience
 from vmjob.stage.sources import Changed, fetcher
+from vmjob.stage.web import Web
 
 pytestmark = pytest.mark.integration
 
 BODY = random.Random(5).randbytes(700_000)
-QUICK = Patience(connect=2, stall=2, window=2, pause=0.01, tries=3, worth=10_000, tick=0.05)
+QUICK = Patience(connect=2, stall=2, window=2, pause=0.01, longest=0.1, tries=3, worth=10_000, tick=0.05)
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "OSG_SQUID_LOCATION", "REQUESTS_CA_BUNDLE",
            "CURL_CA_BUNDLE", "SSL_CERT_FILE", "BEARER_TOKEN", "BEARER_TOKEN_FILE", "VMJOB_TOKEN_HOSTS")
 
@@ -204,7 +205,7 @@ except OSError as wrong:
     sys.exit(1)
 """)
     asker = place / "bin/condor_config_val"
-    asker.write_text(f"#!/bin/sh\necho {own}, /nowhere/plugin\n")
+    asker.write_text(f"#!/bin/sh\necho asked >>{place}/asked\necho {own}, /nowhere/plugin\n")
     for path in (own, asker):
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{place}/bin:{os.environ['PATH']}")
@@ -214,11 +215,24 @@ def test_through_a_plugin_of_htcondor(folder: Path, tmp_path: Path, monkeypatch:
     plugin(tmp_path, monkeypatch)
     got = get(f"condor:test://{folder}/")
     assert got.read(17) == BODY[17:]
+    assert (tmp_path / "asked").read_text() == "asked\n"  # once
     (folder / "short").write_bytes(b"x")
     told = refused(f"condor:test://{folder}/none", "condor:s3://bucket/", f"condor:test://{folder}/short").message
     assert 'it said "No such file or directory"' in told and "no plug-in of HTCondor here fetches s3:" in told
     assert "1 bytes are there" in told
     assert not list(tmp_path.glob("vmjob-stage-*"))
+
+
+def test_a_plugin_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin(tmp_path, monkeypatch)
+    (tmp_path / "test_plugin").write_text(f"""#!/bin/sh
+[ "$1" = -classad ] && {{ echo 'SupportedMethods = "test"'; exit; }}
+sleep 0.3
+head -c 9000000 /dev/zero >"$2"
+stat -c %s "$2" >{tmp_path}/brought
+""")
+    assert "more bytes come than the manifest says" in refused("condor:test://x/").message
+    assert int((tmp_path / "brought").read_text()) <= len(BODY) + 2**20
 
 
 def test_a_node_without_htcondor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,10 +288,22 @@ def test_busy_then_fine() -> None:
         assert len(server.asked) == 3 and "503 Service Unavailable" in got.notes[0]
 
 
+def test_an_outage_is_sat_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than ``tries`` allow where there is another; a source that is gone for good is none."""
+    with faults(BODY, *[status(503)] * 9, good) as server, faults(BODY, status(404)) as gone:
+        got = get(gone.url + "/", server.url + "/")
+        assert (len(gone.asked), len(server.asked)) == (1, 10)
+        assert sum("trying on until VMJOB_STAGE_TIMEOUT is over" in note for note in got.notes) == 1
+    with faults(BODY, *[status(503)] * 9, good) as first, faults(BODY, *[status(500)] * 9, good) as second:
+        get(first.url + "/", second.url + "/")
+        assert min(len(first.asked), len(second.asked)) > QUICK.tries
+
+
 def test_busy_for_ever_and_for_longer_than_there_is_time() -> None:
     with faults(BODY, status(503)) as server:
-        assert "503" in refused(server.url + "/").message
-        assert len(server.asked) == QUICK.tries
+        failure = refused(server.url + "/", timeout=1)
+        assert "is not here after 1.00 s" in failure.message and "503" in failure.message
+        assert len(server.asked) > QUICK.tries
     with faults(BODY, status(503, Retry_After="100")) as server:
         failure = refused(server.url + "/", timeout=30)
         assert len(server.asked) == 1 and "VMJOB_STAGE_TIMEOUT" in failure.hint
@@ -300,11 +326,11 @@ def test_a_broken_connection_goes_on_where_it_was() -> None:
 
 def test_a_connection_that_breaks_for_ever_is_given_up() -> None:
     with faults(BODY, servers.reset_after(0)) as server:
-        refused(server.url + "/")
-        assert len(server.asked) == QUICK.tries
+        refused(server.url + "/", timeout=1)
+        assert len(server.asked) > QUICK.tries
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    assert "Connection refused" in refused(f"http://127.0.0.1:{port}/").message
+    assert "Connection refused" in refused(f"http://127.0.0.1:{port}/", timeout=0.2).message
 
 
 def test_a_server_without_ranges() -> None:
@@ -359,6 +385,18 @@ def test_wrong_bytes_come_from_the_next_mirror_then(tmp_path: Path) -> None:
     assert [h.get("Cache-Control") for h in alone.headers] == [None, "no-cache"]
 
 
+def test_wrong_mirrors_do_not_hide_the_right_one(tmp_path: Path) -> None:
+    with faults(BODY, servers.wrong_bytes) as first, faults(BODY, servers.wrong_bytes) as second, faults(BODY) as third:
+        receive_file(image_file(), Got((first.url + "/", second.url + "/", third.url + "/")).fetch, tmp_path / "disk")
+        assert (len(first.asked), len(second.asked), len(third.asked)) == (1, 1, 1)
+    with faults(BODY, servers.wrong_bytes) as wrong, faults(b"", status(503)) as down, faults(b"", status(404)) as gone:
+        with pytest.raises(ImageOutOfReach, match=f"nothing came:\n  {down.url}/: 503"):  # it may be right there
+            receive_file(image_file(), Got((wrong.url + "/", down.url + "/")).fetch, tmp_path / "other")
+        with pytest.raises(ImageCorrupt, match="expected sha256"):
+            receive_file(image_file(), Got((wrong.url + "/", gone.url + "/")).fetch, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_packed_answer_and_strange_ranges_are_refused() -> None:
     def elsewhere(request: servers.Request) -> None:
         request.send_response(206)
@@ -398,7 +436,8 @@ def test_the_deadline() -> None:
         pieces = []
         with pytest.raises(ImageOutOfReach) as failure:
             pieces += list(got.fetch(image_file(), 0))
-        assert "is not here after 0.50 s" in failure.value.message and "VMJOB_STAGE_TIMEOUT" in failure.value.hint
+        assert "is not here after 0.50 s" in failure.value.message
+        assert "VMJOB_STAGE_TIMEOUT" in failure.value.hint and "walltime" in failure.value.hint
         with pytest.raises(ImageOutOfReach):  # the next file has no more time
             got.read()
         assert len(server.asked) == 1
@@ -411,10 +450,12 @@ def test_redirects() -> None:
         assert target.asked == ["GET /other -"]
     with faults(b"", status(301, Location="/disk.raw")) as circle, \
             faults(b"", status(302, Location="file:///etc/passwd")) as strange, \
-            faults(b"", *[status(302, Location=f"/{n}") for n in range(20)]) as endless:
-        told = refused(circle.url + "/", strange.url + "/", endless.url + "/").message
+            faults(b"", *[status(302, Location=f"/{n}") for n in range(20)]) as endless, faults(BODY) as other, \
+            faults(b"", status(302, Location=f"http://127.0.0.1:{other.port}\\@good.example.org/")) as odd:
+        told = refused(circle.url + "/", strange.url + "/", endless.url + "/", odd.url + "/").message
+        assert not other.asked and told.count("no address of http") == 2
         assert (len(circle.asked), len(strange.asked)) == (1, 1) and len(endless.asked) < 20
-    assert "go round in a circle" in told and "no address of http" in told and "more than 10 redirects" in told
+    assert "go round in a circle" in told and "more than 10 redirects" in told
 
 
 # ---------------------------------------------------------------- trust
@@ -481,6 +522,34 @@ def test_a_token_goes_to_whom_it_is_for_and_to_nobody_else(ca: Authority, folder
         assert not any("Bearer" in line for line in plain.requests)
 
 
+def test_an_address_that_can_be_read_in_two_ways_is_none(ca: Authority, folder: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whom the token is for was read in one way, whom to connect to in another."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca.bundle))
+    monkeypatch.setenv("BEARER_TOKEN", token("good.example.org"))
+    with nginx(folder, own="location / { return 401; }", tls=ca.certificate()) as server:
+        for odd in (f"https://127.0.0.1:{server.port}\\@good.example.org/", f"davs://localhost:{server.port}?@x/"):
+            assert "this is no address" in refused(odd).message
+        assert server.requests == []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        listening.settimeout(0)
+        for odd in (f"root://good.example.org?@127.0.0.1:{port}//", f"condor:https://127.0.0.1:{port}\\@x/"):
+            assert "this is no address" in refused(odd).message
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+
+
+def test_what_a_query_holds_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(request: servers.Request) -> None:
+        request.wfile.write(b"HTTP/1.1 404 no\r\nbroken header\r\nContent-Length: 0\r\n\r\n")
+        request.close_connection = True
+
+    with faults(b"", broken) as server:
+        assert "404" in refused(f"{server.url}/d?X-Signature=secret").message
+    assert "secret" not in caplog.text
+
+
 def test_a_token_is_not_taken_along_by_a_redirect(ca: Authority, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(ca.bundle))
     monkeypatch.setenv("BEARER_TOKEN", token("localhost"))
@@ -541,8 +610,44 @@ def dead(request: servers.Request) -> None:
     request.close_connection = True
 
 
-@pytest.mark.parametrize("plan", [status(503, X_Squid_Error="ERR_CONNECT_FAIL 111"), status(407), dead,
-                                  servers.stall_after(-1), None])
+@pytest.mark.parametrize("plan", [status(503, X_Squid_Error="ERR_CONNECT_FAIL 111"), dead, servers.stall_after(-1)])
+def test_what_a_proxy_does_not_get_is_asked_for_without_it(plan: Callable[[servers.Request], None],
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: the proxy may be fine."""
+    with faults(BODY, plan, good) as proxy, faults(BODY) as server:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        got = get(server.url + "/")
+        got.read(100)
+        assert (len(proxy.asked), len(server.asked), got.notes) == (2, 1, [])
+
+
+def test_a_dead_server_costs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def squid(request: servers.Request) -> None:
+        if ":1/" in request.path:
+            status(503, X_Squid_Error="ERR_CONNECT_FAIL 111")(request)
+        elif ":2/" in request.path:
+            servers.stall_after(-1)(request)
+        else:
+            good(request)
+
+    with faults(BODY, squid) as proxy:  # the third is not to be reached but through it
+        monkeypatch.setenv("http_proxy", proxy.url)
+        got = get("http://127.0.0.1:1/", "http://127.0.0.1:2/", "http://127.0.0.1:3/")
+    assert len(got.notes) == 2 and "Connection refused (through the proxy: ERR_CONNECT_FAIL)" in got.notes[0]
+
+
+def test_a_proxy_that_does_not_let_us_to_one_is_kept_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def squid(request: servers.Request) -> None:
+        refused = f":{first.port}/" in request.path
+        (status(403, X_Squid_Error="ERR_ACCESS_DENIED 0") if refused else good)(request)
+
+    with faults(BODY, squid) as proxy, faults(BODY, status(404)) as first:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        got = get(first.url + "/", "http://127.0.0.1:1/")
+        assert len(first.asked) == 1 and len(proxy.asked) == 2 and "does not let us to" in got.notes[0]
+
+
+@pytest.mark.parametrize("plan", [status(407), None])
 def test_a_broken_proxy_is_gone_round(plan: Optional[Callable[[servers.Request], None]],
                                       monkeypatch: pytest.MonkeyPatch) -> None:
     with faults(BODY, plan or good) as proxy, faults(BODY) as server:
@@ -551,6 +656,12 @@ def test_a_broken_proxy_is_gone_round(plan: Optional[Callable[[servers.Request],
         got.read(100)
         assert len(proxy.asked) == (1 if plan else 0) and len(server.asked) == 2
         assert len(got.notes) == 1 and "does not work" in got.notes[0] and "secret" not in got.notes[0]
+
+
+def test_a_server_that_is_gone_is_noticed() -> None:
+    """One that thinks may do so for long."""
+    with faults(BODY) as server, (web := Web(QUICK)).request("GET", server.url, lambda _: {}):
+        assert [c.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) for c in web._opened] == [1]
 
 
 # ---------------------------------------------------------------- which source
@@ -573,11 +684,35 @@ def test_what_the_job_carries_comes_last() -> None:
         get(spoilt.url + "/", carried=carried)
         assert calls == [300_000]
         get("http://127.0.0.1:1/", server.url + "/x", carried=cut)
-    failure = refused("http://127.0.0.1:1/", carried=cut)
+    failure = refused("http://127.0.0.1:1/", carried=cut, timeout=1)
     assert "the submit side: cut" in failure.message
     with pytest.raises(ChirpFailed):  # it is all there is: its own words
         Got((), carried=cut).read()
     assert fetcher(Manifest("one", (image_file(),), (Boot.DISK,)), timeout=1) is None
+
+
+def test_who_takes_the_slot_away_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not taken for a source that fails."""
+    import signal
+
+    def carried(file: ImageFile, start: int) -> Iterator[bytes]:
+        yield BODY[:10]
+        raise Interrupted("SIGTERM")
+
+    with pytest.raises(Interrupted):
+        Got(("file:///nowhere/",), carried=carried).read()
+
+    def handler(*_: object) -> None:
+        raise Interrupted("SIGTERM")
+
+    plugin(tmp_path, monkeypatch)
+    (tmp_path / "test_plugin").write_text("#!/bin/sh\nkill -TERM $PPID; exec sleep 5\n")
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(Interrupted):
+            Got(("condor:test://x/",)).read()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_faster_first_and_what_is_known_is_kept(tmp_path: Path) -> None:
@@ -690,5 +825,5 @@ def test_every_failure_is_one_of_ours() -> None:
            "http://ada:secret@*.example.org:x/", "http://secret\u2603@./",
            "http://user:secret@127.0.0.1:1/?token=secret", "osdf://", "davs://127.0.0.1:1/x"]
     with pytest.raises(VmjobError) as failure:
-        Got(tuple(odd)).read()
+        Got(tuple(odd), timeout=1).read()
     assert "secret" not in failure.value.message and failure.value.message.count("\n") == len(odd)

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from vmjob.model import ImageFile
-from vmjob.stage import commands, credentials, flow
-from vmjob.stage.flow import Clock, Failed, Patience, Throttle, Watch
+from vmjob.stage import commands, credentials, flow, plugins
+from vmjob.stage.addresses import origin
+from vmjob.stage.flow import Clock, Failed, Throttle, Watch
 from vmjob.stage.http import Seen, federation
+from vmjob.stage.patience import Patience
 from vmjob.stage.places import file_path, located
 from vmjob.stage.sources import Try, _rank
 from vmjob.stage.speeds import FORGET, Speeds
@@ -41,6 +43,25 @@ def test_paths_of_a_shared_file_system() -> None:
     for wrong in ("file://host/mnt", "file:mnt", "file:///mnt%00"):
         with pytest.raises(Failed, match="absolute path"):
             file_path(wrong)
+
+
+@pytest.mark.parametrize(("url", "whom"), [
+    ("https://Host.example.org:8443/x?y#z", ("https", "host.example.org", 8443, "Host.example.org:8443")),
+    ("root://ada:pass@host//store", ("root", "host", None, "host")), ("http://host", ("http", "host", None, "host")),
+    ("davs://[::1]:1/@x", ("davs", "::1", 1, "[::1]:1")), ("https://host/a\\@b", ("https", "host", None, "host"))])
+def test_whom_an_address_names(url: str, whom: tuple[object, ...]) -> None:
+    assert tuple(origin(url)) == whom
+
+
+@pytest.mark.parametrize("odd", [
+    "https://evil:1\\@good/", "root://good?@evil:1//", "root://good#@evil//", "https://a@b@good/", "https://go od/",
+    "https://good\t/", "https://good:99999/", "https://good:/", "https:/good/", "https:///good/", "https://good%2f@evil%2e/",
+    "https://g\u00f6od/", "https://[::1/", "//good/", "", "\thttps://good/", "https://good?x", "https://{path}/"])
+def test_what_could_be_read_in_two_ways_is_no_address(odd: str) -> None:
+    with pytest.raises(Failed, match="this is no address"):
+        origin(odd)
+    with pytest.raises(Failed, match="this is no address"):
+        credentials.token_for(odd, {"BEARER_TOKEN": "x", "VMJOB_TOKEN_HOSTS": "*"}, trusted=True)
 
 
 def test_federations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,18 +97,31 @@ def test_a_grid_command_finds_a_token_only_where_it_belongs() -> None:
     assert foreign["HOME"] == "/h" and foreign["XRD_REQUESTTIMEOUT"] == "7" and foreign["XRD_CONNECTIONWINDOW"] == "10"
     own = commands.environment("host", {**mine, "VMJOB_TOKEN_HOSTS": "host"}, WAIT)
     assert own["BEARER_TOKEN"] == "opaque" and "XrdSecPROTOCOL" not in own
+    sending = commands.xrootd_times(WAIT, 600)  # a storage may think
+    assert (sending["XRD_REQUESTTIMEOUT"], sending["XRD_STREAMTIMEOUT"]) == ("600", "60")
+
+
+@pytest.mark.parametrize(("said", "final"), [
+    ("The requested URL returned error: 404 Not Found", True), ("HTTP/1.1 403", True), ("status=410", True),
+    ("no such file or directory", True), ("[3011] Unable to open", True), ("(3010)", True), ("Auth failed", True),
+    ("[3005] Unable to create /x/y; not a directory", True),
+    ("Connection to https://host:404/x timed out", False), ("http://404.example.org: unreachable", False),
+    ("got 404 bytes", False), ("1404 Not Found", False), ("error: 503 Service Unavailable", False),
+    ("Operation expired after 30100 ms", False), ("[3012] Internal server error", False)])
+def test_what_no_second_try_mends(said: str, final: bool) -> None:
+    assert commands.is_final(said) is final
 
 
 def test_what_plugins_of_htcondor_say_and_are_asked() -> None:
     said = 'MultipleFileSupport = true\nPluginType = "FileTransfer"\nSupportedMethods = "http,https, FTP"\n'
-    assert commands.plugin_methods(said) == ({"http", "https", "ftp"}, True)
-    assert commands.plugin_methods('SupportedMethods = "data"') == ({"data"}, False)
-    assert commands.plugin_methods("Segmentation fault") == (set(), False)
-    assert commands.plugin_request('s3://b/a"b\\c', Path("/s/data")) == \
+    assert plugins.plugin_methods(said) == ({"http", "https", "ftp"}, True)
+    assert plugins.plugin_methods('SupportedMethods = "data"') == ({"data"}, False)
+    assert plugins.plugin_methods("Segmentation fault") == (set(), False)
+    assert plugins.plugin_request('s3://b/a"b\\c', Path("/s/data")) == \
         '[ Url = "s3://b/a\\"b\\\\c"; LocalFileName = "/s/data"; ]\n'
-    assert commands.plugin_failure("[ TransferSuccess = true; TransferFileBytes = 5 ]") is None
-    assert commands.plugin_failure('[ TransferSuccess = false; TransferError = "no \\"x\\"\n" ]') == 'no "x"'
-    assert "does not say" in (commands.plugin_failure("") or "")
+    assert plugins.plugin_failure("[ TransferSuccess = true; TransferFileBytes = 5 ]") is None
+    assert plugins.plugin_failure('[ TransferSuccess = false; TransferError = "no \\"x\\"\n" ]') == 'no "x"'
+    assert "does not say" in (plugins.plugin_failure("") or "")
 
 
 # ---------------------------------------------------------------- who may know what
@@ -144,6 +178,14 @@ def test_addresses_are_shown_without_secrets(url: str, text: str) -> None:
 
 
 # ---------------------------------------------------------------- time
+
+
+def test_pauses_grow_and_end_with_the_time() -> None:
+    usual = Patience()
+    for strikes, least, most in ((1, 0.5, 1.5), (4, 4, 12), (7, 32, 60), (5000, 60, 60)):
+        pauses = [usual.rest(strikes, 3600) for _ in range(50)]
+        assert least <= min(pauses) and max(pauses) <= most
+    assert max(usual.rest(9, 20) for _ in range(50)) <= 10 and usual.rest(9, 0.1) == usual.pause
 
 
 def test_standing_still_and_dripping() -> None:

@@ -29,9 +29,10 @@ MANIFEST, TEST, WITHDRAWN = "vmjob:manifest", "vmjob:test", "vmjob:withdrawn"
 MOST_IMAGES = 1_000_000
 _LONGEST = 1000  # characters of a word that we use
 _TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?\Z", re.ASCII)
-# of a host, and who asks it: nothing in which two programs could see two hosts; the same in manifest.schema.json
-_HOST = r"""(?:[!"\$-.0->A-[\]-~]*@)?[!"\$-.0->A-[\]-~]+"""
-_URI = re.compile(rf"(?:(?:https?|roots?|davs?|osdf|pelican)://{_HOST}(?:/[!-~]*)?|osdf:///[!-~]+|condor:[a-z][!-~]*)\Z")
+# a host, and who asks it: nothing in which two programs could see two hosts; the same in manifest.schema.json
+_HOST = r"""[!"\$-.0->A-[\]-~]+(?:@[!"\$-.0->A-[\]-~]+)?"""
+_URI = re.compile(rf"(?:(?:https?|roots?|davs?|osdf|pelican)://{_HOST}(?:/[!-~]*)?|osdf:///[!-~]+|"
+                  r"condor:[a-z][!-~]*)\Z")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 # Python itself refuses to spend minutes on a number of a million digits, in releases since 2022
 _LIMITED = hasattr(sys, "get_int_max_str_digits")

@@ -57,17 +57,23 @@ def verify(message: bytes, ca_dir: Path, now: float) -> Signed:
         raise EndorsementRefused(f"{ca_dir}: there is no such folder of trusted authorities",
                                  "install them (the IGTF's, or your own), or name the folder in X509_CERT_DIR")
     with tempfile.TemporaryDirectory(prefix="vmjob-") as spare:
-        folder = Path(spare)
-        others = _inspect(raw, folder)
-        found = _ask(folder, text, ca_dir, now)
-        if found.returncode:
-            raise _refusal(found.stderr.decode(errors="replace"), others, ca_dir)
-        signers = x509.certificates_of_pem((folder / "signer.pem").read_bytes())
-        if len(signers) != 1:
-            raise EndorsementRefused(f"the message has {len(signers)} signers, not one", _ANEW)
-        signer = _certificate(signers[0])
-        authorities.check(signer, others, ca_dir, now, folder)
-    return Signed(text, signer)
+        try:
+            return Signed(text, _signer(text, raw, ca_dir, now, Path(spare)))
+        except CommandFailed as failed:  # openssl hangs, or fails where it never does: the message is to blame
+            raise EndorsementRefused(f"the message cannot be judged: {failed.message}", _FETCH) from failed
+
+
+def _signer(text: bytes, raw: bytes, ca_dir: Path, now: float, folder: Path) -> x509.Certificate:
+    others = _inspect(raw, folder)
+    found = _ask(folder, text, ca_dir, now)
+    if found.returncode:
+        raise _refusal(found.stderr.decode(errors="replace"), others, ca_dir)
+    signers = x509.certificates_of_pem((folder / "signer.pem").read_bytes())
+    if len(signers) != 1:
+        raise EndorsementRefused(f"the message has {len(signers)} signers, not one", _ANEW)
+    signer = _certificate(signers[0])
+    authorities.check(signer, others, ca_dir, now, folder)
+    return signer
 
 
 def sign(text: bytes, certificate: Path, key: Path) -> bytes:

@@ -30,7 +30,7 @@ def origin(url: str) -> Origin:
     parts = _PARTS.match(url)
     found = _AUTHORITY.fullmatch(parts.group(2) or "") if parts else None
     if not parts or not found or int(found.group(3) or 1) > 65535:
-        raise Failed("this is no address", broken=True)
+        raise Failed("this is no address: before its path stands something else than HOST or HOST:PORT", broken=True)
     return Origin(parts.group(1).lower(), found.group(2).strip("[]").lower(), int(found.group(3) or 0) or None,
                   found.group(1))
 

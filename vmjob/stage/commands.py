@@ -32,8 +32,9 @@ _POLL = 0.2  # seconds
 # what no second try mends, in the words of web servers, and of XRootD, gfal and the system
 _FINAL = re.compile(r"""\b(HTTP(/[0-9.]+)?|error|code|status|response)[\s:=(]{1,3}(400|401|403|404|410)\b
     |(?<![\w.:/-])(404\ not\ found|403\ forbidden|410\ gone)\b |\bno\ such\ (file|bucket|key|object)
-    |\b(file|object)\ not\ found |\[30(00|02|06|10|11|13|16|18|30)\] |\b30(10|11):? |permission\ denied |access\ denied
-    |not\ authori[sz]ed |\bauth(entication|orization)?\ fail |\bENOENT\b |\binvalid\b |file\ too\ large""", re.I | re.X)
+    |\b(file|object)\ not\ found |[\[(]30(00|02|06|10|11|13|16|18|30)[\])] |permission\ denied |access\ denied
+    |not\ authori[sz]ed |\bauth(entication|orization)?\ fail |unable\ to\ auth |no\ protocols\ left |\bENOENT\b
+    |\binvalid\ (address|argument|name|path|ur[il])\b |file\ too\ large |(not|is)\ a\ directory""", re.I | re.X)
 
 
 def xrdcp_argv(program: str, address: str) -> list[str]:

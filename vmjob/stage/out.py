@@ -77,7 +77,7 @@ def send(folder: Path, names: Sequence[str], to: str, *, timeout: float, rate: O
             sha256, size = hash_file(folder / name)
             one = _Outgoing(folder / name, target(to, name), size, sha256)
             try:
-                _until_there(lambda one=one: put(one, bar, clock), clock, patience, put.stop)  # type: ignore[misc]
+                _until_there(lambda one=one: put(one, bar, clock), clock, patience)  # type: ignore[misc]
             except Failed as failure:
                 what = MORE_TIME if isinstance(failure, _Over) else \
                     "check the address, and that the job has a token or proxy that may write there (docs/user.md)"
@@ -100,16 +100,16 @@ def target(to: str, name: str) -> str:
     return f"{to.rstrip('/')}/{name}"
 
 
-def _until_there(put: Callable[[], None], clock: Clock, patience: Patience, stop: Callable[[], None]) -> None:
+def _until_there(put: Callable[[], None], clock: Clock, patience: Patience) -> None:
     """Try what may pass again until the deadline, with longer and longer pauses. Raises Failed."""
     strikes = wrong = 0
     why = ""
     while True:
         try:
-            watched(put, clock, stop)
+            put()
             return
         except Late:
-            pause = clock.seconds
+            pause = float("inf")
         except Failed as failure:
             strikes, wrong, why = strikes + 1, wrong + isinstance(failure, _Wrong), f"{failure} "
             if failure.final or wrong >= patience.tries:
@@ -128,9 +128,11 @@ class _Http:
     def __init__(self, patience: Patience, throttle: Throttle, note: Callable[[str], None]) -> None:
         self._web, self._throttle, self._patience = Web(patience, note), throttle, patience
         self._unsure: dict[str, float] = {}  # what was sent whole, and not confirmed; since when it was on its way
-        self.stop = self._web.cut
 
     def __call__(self, one: _Outgoing, bar: Bar, clock: Clock) -> None:
+        watched(lambda: self._send(one, bar, clock), clock, self._web.cut)
+
+    def _send(self, one: _Outgoing, bar: Bar, clock: Clock) -> None:
         url = re.sub(r"^davs?:", "https:" if one.url.startswith("davs:") else "http:", one.url)
         since = self._unsure.pop(url, None)
         if since is not None and self._has_come(one, url, time.monotonic() - since):
@@ -140,11 +142,11 @@ class _Http:
         except Failed as failure:
             if not str(failure).startswith(_NO_FOLDER):
                 raise
-            self._unsure.pop(url, None)
             self._make_folders(url)
             self._put(one, url, bar, clock)
-        _compare(one, self._ask(url))
-        del self._unsure[url]
+        headers = self._ask(url)
+        self._unsure.pop(url, None)
+        _compare(one, headers)
 
     def _put(self, one: _Outgoing, url: str, bar: Bar, clock: Clock) -> None:
         digest = base64.b64encode(bytes.fromhex(one.sha256)).decode()
@@ -159,9 +161,12 @@ class _Http:
                 # a storage may sum up, or copy, before it answers
                 self._web.request("PUT", url, lambda _: {"Repr-Digest": f"sha-256=:{digest}:"}, data=body, trusted=True,
                                   proxy_certificate=True, wait=max(self._patience.answer, clock.left)).close()
-            finally:
-                if bodies and bodies[-1].whole:
+            except Failed as failure:
+                # a gateway's word is not the storage's
+                if bodies and bodies[-1].whole and not re.match(r"(?!502|504)\d{3}\b", str(failure)):
                     self._unsure[url] = begin
+                raise
+            self._unsure[url] = begin
 
     def _make_folders(self, url: str) -> None:
         parts = urlsplit(url)
@@ -184,8 +189,8 @@ class _Http:
         return answer.headers
 
     def _has_come(self, one: _Outgoing, url: str, age: float) -> bool:
-        """Whether what we sent, beginning ``age`` seconds ago, is there after all: by its checksum, or as a file of this
-        size that is no older."""
+        """Whether what we sent, beginning ``age`` seconds ago, is there after all: by its checksum, or as a file of
+        this size that is no older."""
         try:
             headers = self._ask(url)
             if headers is None:
@@ -197,7 +202,7 @@ class _Http:
             return False
         with contextlib.suppress(TypeError, ValueError, KeyError):
             now, then = (parsedate_to_datetime(headers[name]) for name in ("Date", "Last-Modified"))
-            if (now - then).total_seconds() <= age:
+            if (now - then).total_seconds() <= age + 1:  # they are told in whole seconds
                 return True
         return "sha-256=" in headers.get("Digest", "")
 
@@ -250,9 +255,6 @@ def xrdcp_argv(program: str, path: Path, url: str) -> list[str]:
 class _XRootD:
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
-
-    def stop(self) -> None:
-        """The programs end by themselves at the deadline."""
 
     def __call__(self, one: _Outgoing, bar: Bar, clock: Clock) -> None:
         copy, look = (process.require(name, "xrootd-client") for name in ("xrdcp", "xrdfs"))

@@ -54,8 +54,9 @@ class Place:
         self.wrong, self.missed, self.broken = 0, False, ""
         try:
             self.host, self._name = self._named()
-        except (Failed, ValueError):
-            self.host, self._name, self.broken = "", "", "this is no address"
+        except (Failed, ValueError) as odd:
+            self.host, self._name = "", ""
+            self.broken = str(odd) if isinstance(odd, Failed) else "this is no address"
         self._by_gfal = False
         self._seen: dict[str, Seen] = {}
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Optional
 from weakref import WeakSet
 
 if TYPE_CHECKING:
     import requests
+
+# A storage may think for an hour: a machine that is gone is told from it, and what is between us does not forget us.
+_ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+          (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10), (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)]
 
 
 def proxy_for(url: str, environ: Mapping[str, str]) -> Optional[str]:
@@ -44,14 +49,17 @@ def fault_of(answer: requests.Response) -> Optional[Fault]:
 
 def fault_in(failure: BaseException, why: str) -> Fault:
     """Of an exchange that was to go through a proxy; ``why`` is for people."""
-    import requests
+    from requests.exceptions import InvalidProxyURL
+    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
     fault = Fault(why)
     found = next((m for e in chain(failure) if (m := re.search(r"Tunnel connection failed: (\d+)", str(e)))), None)
     if found:
         fault.proxy, fault.host = found[1] == "407", found[1] in ("400", "403", "405", "501")
     else:
-        fault.proxy = isinstance(failure, (requests.exceptions.ProxyError, requests.exceptions.InvalidProxyURL))
+        # whom else would we have connected to; what urllib3 calls a ProxyError may be a server's
+        fault.proxy = any(isinstance(e, (InvalidProxyURL, ConnectTimeoutError, NewConnectionError))
+                          for e in chain(failure))
     return fault
 
 
@@ -66,12 +74,13 @@ def chain(failure: BaseException) -> Iterator[BaseException]:
 
 
 def noting(kind: Callable[..., Any], opened: WeakSet[Any], *args: Any, **more: Any) -> Any:
-    """A pool of urllib3's whose connections are noted in ``opened``: one that waits can be cut there."""
+    """A pool of urllib3's whose connections are kept alive, and noted in ``opened``: one that waits can be cut there."""
     pool = kind(*args, **more)
     make = pool.ConnectionCls
 
     def made(*args: Any, **more: Any) -> Any:
         connection = make(*args, **more)
+        connection.socket_options = [*(connection.socket_options or ()), *_ALIVE]
         opened.add(connection)
         return connection
 

@@ -10,11 +10,10 @@ side's own way last. A source that fails is left for the next one, which goes on
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
 
 from vmjob import config
@@ -24,6 +23,7 @@ from vmjob.stage.flow import Clock, Failed, Flow, Late, Throttle, Watch
 from vmjob.stage.patience import MORE_TIME, PATIENCE, Patience
 from vmjob.stage.places import WEB, Place
 from vmjob.stage.plugins import Plugins
+from vmjob.stage.probe import Probe
 from vmjob.stage.speeds import Speeds
 from vmjob.stage.web import CERTIFICATES, Web
 from vmjob.units import format_duration, format_size
@@ -31,7 +31,6 @@ from vmjob.units import format_duration, format_size
 log = logging.getLogger("vmjob.stage")
 
 UNKNOWN = 10e6
-_SAMPLE = 2**20
 _TELLING = 4 * 2**20  # bytes; fewer say more of the latency than of the speed
 _CARRIED = "the submit side"
 
@@ -147,7 +146,10 @@ class Fetcher:
         able = [t for t in tries if not t.over]
         if not able:
             raise self._out_of_reach(tries, file)
-        able = [t for t in able if t.strikes < self._patience.tries] or able
+        fresh = [t for t in able if t.strikes < self._patience.tries]
+        if not fresh:
+            self._tell(f"{self._manifest.name}: no source answers; trying on until VMJOB_STAGE_TIMEOUT is over")
+        able = fresh or able
         able = [t for t in able if t.wrong == min(t.wrong for t in able)]
         now = time.monotonic()
         ready = [t for t in able if t.after <= now]
@@ -173,13 +175,16 @@ class Fetcher:
         if self._speeds and this.host:
             self._speeds.learn(this.host, speed)
 
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._note(text)
+
     def _strike(self, this: Try, failure: Failed, brought: int) -> None:
         if this.place:
             failure = this.place.failed(failure)
         log.info("%s: %s", this.shown, failure)
-        if (told := f"{this.shown}: {failure}") not in self._told:
-            self._told.add(told)
-            self._note(told)
+        self._tell(f"{this.shown}: {failure}")
         this.why = str(failure)
         this.strikes = 1 if brought >= self._patience.worth else this.strikes + 1
         this.over = failure.final
@@ -256,42 +261,6 @@ class Fetcher:
         hint = CERTIFICATES if any("certificate" in t.why for t in tries) else \
             "see from this node what its sources answer; an image may also travel with the job"
         return ImageOutOfReach(f"{what}: none of its sources gave it:{lines}", hint)
-
-
-@dataclass
-class Probe:
-    """A sample of a place, taken in a thread."""
-
-    this: Try
-    file: ImageFile
-    position: int
-    thread: threading.Thread = field(init=False)
-    _got: int = 0
-    _took: float = 0.0
-
-    def __post_init__(self) -> None:
-        assert self.this.place
-        self._begin = time.monotonic()
-        self._transfer = self.this.place.begin(self.file, self.position, 0, sample=_SAMPLE)
-        self.thread = threading.Thread(target=self._read, name="vmjob-sample", daemon=True)
-        self.thread.start()
-
-    def _read(self) -> None:
-        try:
-            while self._got < _SAMPLE and (data := self._transfer.read(_SAMPLE - self._got)):
-                self._got += len(data)
-            self._took = time.monotonic() - self._begin
-        except Exception as failure:
-            log.info("%s: %s", self.this.shown, failure)
-            self._got = 0
-        finally:
-            self._transfer.close()
-
-    def end(self) -> float:
-        """Bytes a second, 0 where nothing came."""
-        got, took = self._got, self._took or time.monotonic() - self._begin
-        self._transfer.stop()
-        return got / took if took else 0.0
 
 
 def _rank(this: Try) -> int:

@@ -45,12 +45,13 @@ class Web:
         self._broken: set[tuple[str, str]] = set()  # proxies, and for whom: empty for all
         self._opened: WeakSet[Any] = WeakSet()  # connections
         self._contexts: dict[Optional[Path], ssl.SSLContext] = {}
-        self._turn = threading.Lock()
+        self._turn, self._over = threading.Lock(), False
         for name in ("urllib3", "urllib3.connection", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.ERROR)  # it would log what a query holds
 
     def cut(self) -> None:
-        """End whatever waits for a server, in any thread. Never raises."""
+        """End whatever waits for a server, in any thread; nothing is asked any more. Never raises."""
+        self._over = True
         for connection in list(self._opened):
             with suppress(OSError, AttributeError, ValueError):
                 connection.sock.shutdown(socket.SHUT_RDWR)
@@ -99,6 +100,8 @@ class Web:
         own = {"User-Agent": "vmjob", "Accept": "*/*", "Accept-Encoding": "identity", **headers}
         fault: Optional[roads.Fault] = None
         for proxy in self._roads(url):
+            if self._over:
+                raise Failed("it was left", final=True)
             session = self._session(url, proxy_certificate)
             # a proxy that keeps us waiting must leave time for a try without it
             stall = self.patience.stall / 2 if proxy else self.patience.stall + 1
