@@ -65,10 +65,15 @@ def _follow(folder: Path, args: argparse.Namespace) -> int:
     return _tell([_json(one)], notes, args)
 
 
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
 def _ask(url: str, signed: SignedList) -> None:
     """The first time somebody must say whom she trusts."""
     listing = signed.listing
-    lines = [f"{url}: {listing.title or listing.identifier}, version {listing.version}, {len(listing.entries)} images",
+    lines = [f"{url}: {listing.title or listing.identifier}, version {listing.version}, "
+             f"{_images(len(listing.entries))}",
              f"signed by {signed.endorser.dn}", f"certified by {signed.endorser.ca}"]
     if not sys.stdin.isatty():
         raise EndorsementRefused("; ".join(lines) + ": nobody here said that this endorser is trusted",
@@ -98,7 +103,7 @@ def _refresh(folder: Path, args: argparse.Namespace) -> int:
             error = _as_error(one, failed)
             failures.append(error)
             notes.append(f"{one.title or one.identifier}: {error.message}")
-            told.append(_json(replace(one, trouble=error.message)))
+            told.append(_json(replace(one, trouble=error.message, checked=time.time())))
             if not args.dry_run:
                 with contextlib.suppress(OSError, EndorsementRefused):  # a full disk
                     subscriptions.note(folder, one, trouble=error.message, now=time.time())
@@ -207,7 +212,7 @@ def _lines(one: dict[str, Any]) -> str:
     images: Optional[str] = ", ".join(list(one["images"])[:20]) if isinstance(one["images"], dict) else None
     lines = [f"{one['title'] or one['list']}, version {one['version']}, {state} {time_text(one['expires'])}",
              f"  {one['list']}  {one['url']}", f"  signed by {one['endorser']}", f"  certified by {one['ca']}",
-             f"  {len(one['images'])} images" + (f": {images}" if images else "")
+             f"  {_images(len(one['images']))}" + (f": {images}" if images else "")
              + (f"; {len(one['withdrawn'])} withdrawn" if one["withdrawn"] else "")]
     if one["trouble"]:
         lines.append(f"  not renewed on {time_text(one['checked'])}: {one['trouble']}")

@@ -14,7 +14,7 @@ from typing import Any, Optional
 from vmjob import config, schema
 from vmjob.cli import report
 from vmjob.endorsement import Endorser
-from vmjob.errors import ImageCorrupt, ImageMissing, JobError
+from vmjob.errors import EndorsementRefused, ImageCorrupt, ImageMissing, JobError
 from vmjob.image import endorse, imagelist, smime, trust
 from vmjob.image.endorse import Heading
 from vmjob.image.imagelist import ImageList
@@ -40,7 +40,7 @@ def sign(args: argparse.Namespace) -> int:
     withdrawn = {digest for digest in (*(old.withdrawn if old else ()), *gone) if digest not in present}
     document = endorse.document(heading, endorser, images, withdrawn)
     text = imagelist.render(document)
-    imagelist.parse(text)  # what nobody could read is not signed
+    _readable(text)
     if args.dry_run:
         report.show(text.decode().rstrip("\n"))
         return 0
@@ -168,6 +168,17 @@ def _renewed(old: Optional[ImageList], new: Sequence[dict[str, Any]], gone: Sequ
     kept = [one for one in (old.entries if old else ()) if one["dc:identifier"] not in names
             and one.get(imagelist.MANIFEST, {}).get("digest") not in gone]
     return [*kept, *new]
+
+
+def _readable(text: bytes) -> None:
+    """What nobody could read is not signed. Raises JobError."""
+    try:
+        parsed = imagelist.parse(text)
+        for place in range(len(parsed.entries)):
+            parsed.image(place)
+    except EndorsementRefused as wrong:
+        raise JobError(f"nobody could use this list: {wrong.message}",
+                       "an image's source ends with / where it is the folder of its files (--source)") from wrong
 
 
 def _write(target: Path, data: bytes) -> None:

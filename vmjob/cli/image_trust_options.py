@@ -72,7 +72,7 @@ def _verify(one: argparse.ArgumentParser) -> None:
     one.add_argument("subject", metavar="LIST|IMAGE", help="a signed list, an image of the store, a manifest or a disk")
     one.add_argument("--list", metavar="FILE", dest="lists", action="append", default=[], type=Path,
                      help="a signed list that may vouch for the image (default: those that are followed)")
-    one.add_argument("--ca", metavar="DIR", type=Path,
+    one.add_argument("--authorities", metavar="DIR", type=Path,
                      help="trusted authorities (default: $X509_CERT_DIR or /etc/grid-security/certificates)")
 
 

@@ -25,12 +25,12 @@ _HEAD = 16 * 2**10  # bytes that tell a message from a disk
 
 def verify(args: argparse.Namespace) -> int:
     """``vmjob image verify``."""
-    ca_dir, now, path = args.ca or config.ca_dir(), time.time(), Path(args.subject)
+    ca_dir, now, path = args.authorities or config.ca_dir(), time.time(), Path(args.subject)
     if path.is_file() and path.suffix not in (".yaml", ".yml"):
         if b"multipart/signed" in _head(path).lower():
             return _show_list(trust.verify_list(path, ca_dir, now), args, now)
         return _show_file(path, _lists(args), args, ca_dir, now)
-    return _show_image(_lists(args), args, ca_dir, now)
+    return _show_image(args, ca_dir, now)
 
 
 def _head(path: Path) -> bytes:
@@ -110,14 +110,15 @@ def _image_json(image: ListedImage, state: str) -> dict[str, Any]:
             "digest": image.manifest.digest if image.manifest else None, "here": state}
 
 
-def _show_image(lists: Sequence[Path], args: argparse.Namespace, ca_dir: Path, now: float) -> int:
+def _show_image(args: argparse.Namespace, ca_dir: Path, now: float) -> int:
     store = Store(config.store_dir())
     manifest, paths = store.resolve(args.subject)
-    found, reasons = trust.endorsements(manifest, lists, ca_dir, now)
+    found, reasons = trust.endorsements(manifest, _lists(args), ca_dir, now)
     gone = subscriptions.withdrawn(manifest.digest, _folders())
     if gone or not found:
         raise EndorsementRefused(f"{manifest.name}: {gone or 'no list vouches for it: ' + '; '.join(reasons)}",
-                                 "ask its maker which endorser's list has it: vmjob image subscribe URL")
+                                 "use the version that the list has now: vmjob image list" if gone else
+                                 "a newer list may (vmjob image subscribe --refresh), or one that its maker knows")
     state = "none"
     if all(path.exists() for path in paths.values()):
         store.open(manifest, paths, report.choose(json=args.json))  # raises where they are others

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from vmjob import config
 from vmjob.cli import report
@@ -90,23 +90,33 @@ def list_(args: argparse.Namespace) -> int:
     """Print what the store holds."""
     store = _store()
     images: list[Manifest] = store.list()
-    named: set[str] = set(store.names().values())
-    here = _files_here()
+    named: dict[str, list[str]] = {}
+    for name, digest in store.names().items():
+        named.setdefault(digest, []).append(name)
+    here, gone = _files_here(), {one.digest: why for one in images if (why := _withdrawn(one))}
     if args.json:
-        print(json.dumps([{**json.loads(_json(one)), "here": here(one)} for one in images]))
+        print(json.dumps([{**json.loads(_json(one)), "names": named.get(one.digest, []), "here": here(one),
+                           "withdrawn": gone.get(one.digest)} for one in images]))
         return 0
     if not images:
         report.say(f"the store {config.store_dir()} is empty; vmjob image micro makes a first image")
-    if any(one.digest not in named for one in images):
+    if any(one.digest not in {**named, **gone} for one in images):
         report.say("- is an image whose name means a newer one by now: vmjob image rm DIGEST removes it")
     for one in images:
         boots = ",".join(boot.value for boot in one.boot)
-        # a name means the image that was added last; the older ones are still there by their digest
-        name = one.name if one.digest in named else "-"
-        missing = "" if here(one) else " (not here yet: fetched when used)"
+        state = " (withdrawn)" if one.digest in gone else "" if here(one) else " (not here yet: fetched when used)"
         size = format_size(one.size)
-        print(f"{name:<20} {one.digest[7:19]}  {size:>9}  {boots:<12} {one.description}{missing}".rstrip())
+        # a name means the image that was added last; the older ones are still there by their digest
+        for name in sorted(named.get(one.digest, ["-"])):
+            print(f"{name:<20} {one.digest[7:19]}  {size:>9}  {boots:<12} {one.description}{state}".rstrip())
     return 0
+
+
+def _withdrawn(one: Manifest) -> Optional[str]:
+    """Why a list that the user follows has it no more."""
+    from vmjob.image.subscriptions import user_folder, withdrawn
+
+    return withdrawn(one.digest, [user_folder()]) if user_folder().is_dir() else None
 
 
 def _files_here() -> Callable[[Manifest], bool]:

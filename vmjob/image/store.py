@@ -254,6 +254,12 @@ class Store:
         return found
 
     def _next_action(self, ref: str) -> str:
+        from vmjob.image.subscriptions import withdrawn
+
+        lists = self.root / "lists"
+        for one in self.list() if lists.is_dir() else ():
+            if one.name == ref and (why := withdrawn(one.digest, [lists])):
+                return f"the image of this name was withdrawn: {why}"
         if ref == "micro":
             return "make it in a few seconds: vmjob image micro"
         close = difflib.get_close_matches(ref, list(self.names()), 3)

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -146,13 +147,13 @@ def forget(folder: Path, one: Subscription) -> None:
 
 
 def withdrawn(digest: str, folders: Sequence[Path]) -> Optional[str]:
-    """Why the image with this digest must not start any longer, None where no list says so. Raises EndorsementRefused
-    where a folder's state cannot be read."""
-    for folder in folders:
-        for one in listed(folder):
-            if digest in one.withdrawn:
-                return one.withdrawn[digest]
-    return None
+    """Why the image with this digest must not start any longer, None where no list says so, or where another one that
+    is followed still has it. Raises EndorsementRefused where a folder's state cannot be read."""
+    every = [one for folder in folders for one in listed(folder)]
+    if any(digest in one.images and one.expires > time.time() for one in every):
+        return None
+    return next((f"{one.withdrawn[digest]} ({one.identifier}, signed by {one.endorser.dn})" for one in every
+                 if digest in one.withdrawn), None)
 
 
 def naming(digest: str, folders: Sequence[Path]) -> list[Path]:
