@@ -74,7 +74,7 @@ def chain(failure: BaseException) -> Iterator[BaseException]:
 
 
 def noting(kind: Callable[..., Any], opened: WeakSet[Any], *args: Any, **more: Any) -> Any:
-    """A pool of urllib3's whose connections are kept alive, and noted in ``opened``: one that waits can be cut there."""
+    """A pool of urllib3's whose connections are kept alive, and noted in ``opened``, so that they can be cut."""
     pool = kind(*args, **more)
     make = pool.ConnectionCls
 
