@@ -80,7 +80,7 @@ class _Message:
     def stop(self) -> None:
         self._stopped.set()
         if self._answer is not None:
-            with suppress(Exception):  # ended by itself a moment ago
+            with suppress(OSError, ValueError, RuntimeError):  # ended by itself a moment ago
                 self._answer.raw.shutdown()
 
     def close(self) -> None:

@@ -88,8 +88,11 @@ def _given_up(file: ImageFile, fetch: Fetch, wrong: ImageCorrupt) -> VmjobError:
     if lines:
         return ImageOutOfReach("\n  ".join([f"{wrong.message}; and from others nothing came:", *lines]),
                                "later they may give it; who has other bytes must mend them")
-    return ImageCorrupt(wrong.message, "the place that it is fetched from has other bytes: mend them there (those of "
-                        "submitted jobs: vmjob rm ID --images, and submit again)")
+    named = getattr(fetch, "wrong", None)
+    places = ", ".join(named(file)) if named else ""
+    places = places or "the place that it is fetched from"
+    return ImageCorrupt(wrong.message, f"{places}: mend the bytes there (those of submitted jobs: vmjob rm ID --images, "
+                        "and submit again)")
 
 
 class _Told(Bar):

@@ -103,6 +103,7 @@ class Fetcher:
         if start == 0:
             for place in self._gave.pop(file.sha256, ()):
                 place.wrong += 1  # all of it was here, and is asked for again
+                self._note(f"{place.shown}: other bytes than the manifest says")
         givers: list[Place] = []
         with self._clock:
             yield from self._pieces(file, start, givers)
@@ -138,6 +139,10 @@ class Fetcher:
         wrong = self._gave.get(file.sha256, [])
         return [f"{t.shown}: {t.why}" for t in self._last.get(file.sha256, ())
                 if t.why and not t.over and not t.wrong and t.place not in wrong]
+
+    def wrong(self, file: ImageFile) -> list[str]:
+        """The places that had other bytes."""
+        return [place.shown for place in self._places if place.wrong or place in self._gave.get(file.sha256, [])]
 
     # -------------------------------------------------------------- which
 
