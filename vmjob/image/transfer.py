@@ -90,9 +90,8 @@ def _given_up(file: ImageFile, fetch: Fetch, wrong: ImageCorrupt) -> VmjobError:
                                "later they may give it; who has other bytes must mend them")
     named = getattr(fetch, "wrong", None)
     places = ", ".join(named(file)) if named else ""
-    places = places or "the place that it is fetched from"
-    return ImageCorrupt(wrong.message, f"{places}: mend the bytes there (those of submitted jobs: vmjob rm ID --images, "
-                        "and submit again)")
+    hint = "mend the bytes there (those of submitted jobs: vmjob rm ID --images, and submit again)"
+    return ImageCorrupt(wrong.message, f"{places or 'the place that it is fetched from'}: {hint}")
 
 
 class _Told(Bar):
