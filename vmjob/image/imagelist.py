@@ -116,7 +116,7 @@ def parse(text: bytes) -> ImageList:
 def render(document: Mapping[str, Any]) -> bytes:
     """The text that is signed: as vmcaster writes it, but an image a line, or a large list would double."""
     head = {key: value for key, value in document.items() if key != "hv:images"}
-    images = ",\n".join(json.dumps(one, sort_keys=True) for one in document.get("hv:images", ()))
+    images = ",\n".join(json.dumps(one, sort_keys=True, separators=(",", ":")) for one in document.get("hv:images", ()))
     text = json.dumps({"hv:imagelist": {**head, "hv:images": []}}, indent=4, sort_keys=True)
     # no string in JSON can hold this: its quotes would be escaped
     return text.replace('"hv:images": []', f'"hv:images": [\n{images}\n]', 1).encode() + b"\n"

@@ -71,7 +71,7 @@ class Store:
         with self._lock(fcntl.LOCK_SH):
             sources = manifest.sources
             with contextlib.suppress(ImageError):  # it may have been made here
-                sources = tuple(dict.fromkeys((*self._load(_hex(manifest)).sources, *sources)))[:32]
+                sources = tuple(dict.fromkeys((*self._load(_hex(manifest)).sources, *sources)))[:256]
             self._write_manifest(replace(manifest, name=name, sources=sources))
             self._write(f"names/{name}", manifest.digest + "\n")
 
