@@ -95,7 +95,8 @@ def carried(payload: Payload, reporter: Reporter, carry: bool = False) -> Payloa
         reporter.note(f"the image {payload.manifest.name} does not travel: nodes fetch it from its sources "
                       "(--carry-image sends it along)")
         return replace(payload, image_files={})
-    image = home_of(payload).open(payload.manifest, payload.image_files, reporter, fetch_of(payload.manifest, reporter))
+    image = home_of(payload).open(payload.manifest, payload.image_files, reporter, fetch_of(payload.manifest, reporter),
+                                  layered=False)
     return replace(payload, image_files=image.paths)
 
 

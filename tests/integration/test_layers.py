@@ -377,6 +377,42 @@ def test_what_we_lay_out_is_a_good_qcow2(tmp_path: Path) -> None:
                  blockdev.file_name([(str(tmp_path / "wanted.raw"), "raw")])])
 
 
+@pytest.mark.parametrize("areas", [1, 7])
+def test_areas_of_zeros_share_a_table(tmp_path: Path, areas: int) -> None:
+    """512 clusters are an area. With a stored cluster before and behind, in areas that are not zeros alone."""
+    extents = [(100, 1, True), (101, 500, False), (601, areas * 512 + 500, False), (601 + areas * 512 + 500, 1, True)]
+    size, fresh = 32 * MIB, noise(1, 2 * BLOCK)
+    sparse = qcow2.Sparse(size, extents)
+    with (tmp_path / "x").open("w+b") as out:
+        sparse.write_tables(out.fileno())
+        out.seek(sparse.data_at)
+        out.write(fresh)
+    process.run(["qemu-img", "check", "-f", "qcow2", tmp_path / "x"])
+    below = disk(tmp_path / "below.raw", (0, noise(2, size)), size=size)
+    wanted = bytearray(below.read_bytes())
+    end = (601 + areas * 512 + 501) * BLOCK
+    wanted[100 * BLOCK:end] = fresh[:BLOCK] + bytes(end - 102 * BLOCK) + fresh[BLOCK:]
+    (tmp_path / "wanted.raw").write_bytes(wanted)
+    process.run(["qemu-img", "compare", blockdev.file_name([(str(below), "raw"), (str(tmp_path / "x"), "qcow2")]),
+                 blockdev.file_name([(str(tmp_path / "wanted.raw"), "raw")])])
+
+
+def test_zeros_that_are_copied_hide_what_is_below(tmp_path: Path) -> None:
+    """A strange layer moves the empty half of a disk over the full one: nothing of it is written."""
+    base = disk(tmp_path / "base.raw", (0, noise(1, 8 * MIB)))
+    runs = delta.Runs()
+    runs.append(1, 2000, 2048)
+    delta.write(tmp_path / "l.delta", ["a"], 16 * MIB, runs, [])
+    apply.materialise(delta.read(tmp_path / "l.delta", ["a"], 16 * MIB, 16 * MIB), [(str(base), "raw")], tmp_path / "x")
+    assert (tmp_path / "x").stat().st_blocks * 512 < MIB
+    wanted = bytearray(base.read_bytes())
+    wanted[BLOCK:2001 * BLOCK] = bytes(2000 * BLOCK)
+    (tmp_path / "wanted.raw").write_bytes(wanted)
+    process.run(["qemu-img", "check", "-f", "qcow2", tmp_path / "x"])
+    process.run(["qemu-img", "compare", blockdev.file_name([(str(base), "raw"), (str(tmp_path / "x"), "qcow2")]),
+                 blockdev.file_name([(str(tmp_path / "wanted.raw"), "raw")])])
+
+
 # ---------------------------------------------------------------- booted
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from tests.unit.test_image_store import QUIET, _run_many, fork, image
 from vmjob import config
-from vmjob.errors import ImageCorrupt, ImageMissing, Interrupted, ScratchFull
-from vmjob.image import eviction, inventory, upkeep
+from vmjob.errors import ImageCorrupt, ImageMissing, ImageOutOfReach, Interrupted, JobError, ScratchFull
+from vmjob.image import eviction, inventory, upkeep, uses
 from vmjob.image.blobs import Blobs
+from vmjob.image.stamps import identity
 from vmjob.image.store import Store
 from vmjob.image.uses import Uses
 from vmjob.model import ImageFile, Manifest
@@ -308,7 +309,7 @@ def test_verify_names_and_removes_what_is_wrong(place: Path, tmp_path: Path) -> 
     poisoned.chmod(0o644)
     with poisoned.open("r+b") as file:
         file.write(b"poison")
-    store.blobs.stamps.make(poisoned.name, poisoned)  # and somebody says that it was verified
+    store.blobs.stamps.make(poisoned.name, identity(poisoned))  # and somebody says that it was verified
     assert not upkeep.verify(store.blobs, QUIET, keep=True)[0].removed and poisoned.exists()
     found = upkeep.verify(store.blobs, QUIET)
     assert [(one.path, one.images, one.removed) for one in found] == [(poisoned, ("one",), True)]
@@ -442,14 +443,119 @@ def test_a_run_that_waits_for_a_lock_can_be_interrupted(place: Path, tmp_path: P
 
 
 def test_who_comes_while_it_is_evicted_does_not_hold_what_is_gone(place: Path) -> None:
-    uses, locks = Uses(place), []
-    thread = threading.Thread(target=lambda: locks.append(uses.take("abc")))
-    with uses.claim("abc") as ours:
+    users, locks = Uses(place), []
+    thread = threading.Thread(target=lambda: locks.append(users.take("abc")))
+    with users.claim("abc") as ours:
         assert ours
         thread.start()
         time.sleep(0.05)  # it waits for the lock by now
-        uses.forget("abc")
+        users.forget("abc")
     thread.join(10)
-    assert not uses.free("abc") and uses.last("abc")
-    uses.leave(locks[0])
-    assert uses.free("abc")
+    assert not users.free("abc") and users.last("abc")
+    users.leave(locks[0])
+    assert users.free("abc")
+
+
+# ---------------------------------------------------------------- who means harm, and who is only slow
+
+
+@pytest.mark.parametrize("spelled", ["link", "s/../s", "s/names/.."])
+def test_a_users_own_store_is_no_cache_however_it_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                            spelled: str) -> None:
+    made, fetch = images(tmp_path / "i", "one", "two")
+    monkeypatch.setenv("VMJOB_CACHE_LIMIT", "1MiB")
+    monkeypatch.setenv("VMJOB_HOME", "s")  # as seen from here
+    monkeypatch.chdir(tmp_path)
+    Store(tmp_path / "s").open(made[0], {}, QUIET, fetch)
+    if "names" in spelled:
+        (tmp_path / "s/names").mkdir()
+        monkeypatch.setenv("VMJOB_HOME", "elsewhere")
+    (tmp_path / "link").symlink_to("s")
+    Store(tmp_path / spelled, cache=True).open(made[1], {}, QUIET, fetch)
+    eviction.make_room(Blobs(tmp_path / spelled), MIB, QUIET.note)
+    with pytest.raises(JobError, match="a store of images"):
+        eviction.prune(Blobs(tmp_path / spelled))
+    assert len(list((tmp_path / "s/blobs/sha256").iterdir())) == 5
+
+
+def test_verify_leaves_what_is_made_meanwhile(place: Path, tmp_path: Path) -> None:
+    """It judges what it removes, not what was there before."""
+    blobs, begun, end = Blobs(place), threading.Event(), threading.Event()
+    blobs.derive("abc", lambda path: path.touch(), None)
+    blobs.stamps.drop("d-abc")  # the host booted
+
+    def make(path: Path) -> None:
+        path.write_bytes(b"new")
+        begun.set()
+        end.wait(10)
+
+    job = threading.Thread(target=lambda: Blobs(place).derive("abc", make, None))
+    job.start()
+    assert begun.wait(10)
+    threading.Timer(0.05, end.set).start()  # verify waits by then, or has judged
+    assert not upkeep.verify(blobs, QUIET)
+    job.join()
+    assert (place / "derived/abc").read_bytes() == b"new"
+
+
+def test_verify_does_not_let_go_of_what_a_job_holds(place: Path, tmp_path: Path) -> None:
+    made, fetch = images(tmp_path / "i", "one")
+    store, digits = fill(place, made, fetch), made[0].files[0].sha256
+    with Store(place, cache=True).hold(made[0]):
+        store.blobs.path(digits).chmod(0o644)
+        store.blobs.path(digits).write_bytes(b"poison")
+        assert upkeep.verify(store.blobs, QUIET)[0].in_use
+        store.open(made[0], {}, QUIET, fetch)
+        assert not store.blobs.uses.free(digits)  # it is in use all the while
+
+
+def test_for_a_size_that_can_never_be_had_nothing_goes(place: Path, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    made, fetch = images(tmp_path / "i", "one")
+    store = fill(place, made, fetch)
+    eviction.make_room(store.blobs, 2000 * MIB, QUIET.note)
+    monkeypatch.setenv("VMJOB_CACHE_LIMIT", "3MiB")
+    eviction.make_room(store.blobs, 4 * MIB, QUIET.note)
+    assert here(place) == ["one"]
+    eviction.make_room(store.blobs, 2 * MIB, QUIET.note)
+    assert here(place) == []
+
+
+def test_the_limit_holds_when_many_come_at_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, fetch = images(tmp_path / "i", "slow", "quick")
+    monkeypatch.setenv("VMJOB_CACHE_LIMIT", "1500KiB")
+
+    def slow(file: ImageFile, start: int) -> Iterator[bytes]:
+        if file.role == "kernel":  # another comes after room was made for this one
+            Store(place, cache=True).open(made[1], {}, QUIET, fetch)
+        yield from fetch(file, start)
+
+    Store(place, cache=True).open(made[0], {}, QUIET, slow)
+    assert inventory.used_bytes(place) <= 1500 * 1024 and here(place) == ["slow"]
+
+
+def test_nobody_else_can_take_the_locks(place: Path, tmp_path: Path) -> None:
+    made, fetch = images(tmp_path / "i", "one")
+    store = fill(place, made, fetch)
+    (place / "prune.lock").touch(0o644)
+    loose = place / "locks" / made[0].files[0].sha256
+    loose.chmod(0o644)
+    with store.blobs._locked(loose.name), store.hold(made[0]):
+        eviction.prune(store.blobs)
+    modes = {path.stat().st_mode & 0o777 for path in (*(place / "locks").iterdir(), place / "prune.lock")}
+    assert modes == {0o600}
+
+
+def test_a_lock_that_is_held_for_ever(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, fetch = images(tmp_path / "i", "one", "two")
+    store = fill(place, made[:1], fetch)
+    monkeypatch.setattr(uses, "_PATIENCE", 0.01)
+    monkeypatch.setattr(eviction, "_PATIENCE", 0.01)
+    with store.blobs.uses.claim(made[0].files[0].sha256), pytest.raises(ImageOutOfReach, match=r"uses/.* another"):
+        store.open(made[0], {}, QUIET)
+    monkeypatch.setenv("VMJOB_CACHE_LIMIT", "1500KiB")
+    with eviction._alone(place):
+        store.open(made[1], {}, QUIET, fetch)  # without room made
+        with pytest.raises(TimeoutError, match=r"prune\.lock"):
+            eviction.prune(store.blobs)
+    assert here(place) == ["one", "two"]

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_image_store import QUIET, Counting, _run_many, fork, image, sources
+from vmjob import config
 from vmjob.errors import ImageCorrupt, ImageOutOfReach, Interrupted, ScratchFull
 from vmjob.files import hash_file
-from vmjob.image import transfer
+from vmjob.image import locks, transfer
 from vmjob.image.store import Store
 from vmjob.model import ImageFile, Manifest
 
@@ -273,3 +274,50 @@ def test_killed_while_fetching(tmp_path: Path) -> None:
     Store(tmp_path / "c").open(one, {}, QUIET, fetch)
     assert not list((tmp_path / "c/tmp").iterdir())
     assert fetch.fetched[1].startswith("disk@")
+
+
+def test_killed_while_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of the copy can be written by whoever fetches the rest."""
+    one, fetch, store = image(tmp_path / "i"), Elsewhere(tmp_path / "i", tmp_path / "log"), Store(tmp_path / "c")
+    modes, real = [], transfer._write
+
+    def written(descriptor: int, data: memoryview, at: int) -> None:
+        modes.append(os.fstat(descriptor).st_mode & 0o777)
+        real(descriptor, data, at)
+
+    monkeypatch.setattr(transfer, "_write", written)
+    monkeypatch.setattr(transfer, "reflink", lambda *_: False)
+    transfer.copy_file(tmp_path / "i/disk", tmp_path / "copy")
+    assert set(modes) == {0o600} and (tmp_path / "copy").stat().st_mode & 0o777 == 0o444
+    left = _broken_off(tmp_path, one, Interrupted("SIGTERM"), 1000)
+    left.chmod(0o444)  # by a fetch or a copy that was killed before its last step
+    modes.clear()
+    store.open(one, {}, QUIET, fetch)
+    assert set(modes) == {0o600} and "disk@1000" in fetch.fetched
+
+
+def test_a_part_that_is_a_link_to_the_users_own_file_is_not_written(tmp_path: Path) -> None:
+    """Whoever takes a file in as a hard link can be killed before it is verified."""
+    one, fetch, mine = image(tmp_path / "i"), Elsewhere(tmp_path / "i", tmp_path / "log"), tmp_path / "mine"
+    left = _broken_off(tmp_path, one, Interrupted("SIGTERM"), 1000)
+    mine.write_bytes(left.read_bytes())
+    mine.chmod(0o640)
+    left.unlink()
+    os.link(mine, left)
+    Store(tmp_path / "c").open(one, {}, QUIET, fetch)
+    assert mine.stat().st_size == 1000 and mine.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_fetcher_that_is_suspended_is_told_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while the image comes for this run alone."""
+    one, fetch, notes = image(tmp_path / "i"), Elsewhere(tmp_path / "i", tmp_path / "log"), []
+    monkeypatch.setattr(config, "stage_timeout", lambda: 0.05)
+    monkeypatch.setattr(locks, "_SOON", 0.01)
+    monkeypatch.setattr(QUIET, "note", notes.append)
+    (tmp_path / "run").mkdir()
+    with Store(tmp_path / "c").blobs._locked(one.files[0].sha256):
+        opened = Store(tmp_path / "c").open(one, {}, QUIET, fetch, tmp_path / "run")
+        assert opened.paths["disk"].parent == tmp_path / "run"
+        with pytest.raises(TimeoutError, match=f"locks/{one.files[0].sha256}"):
+            Store(tmp_path / "c").open(one, {}, QUIET, fetch)
+    assert "waits for another process" in notes[0] and len(notes) == 2

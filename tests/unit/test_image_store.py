@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -16,11 +17,12 @@ from typing import Any
 import pytest
 
 from vmjob import config
-from vmjob.errors import ImageCorrupt, ImageError, ImageMissing
+from vmjob.errors import ImageCorrupt, ImageError, ImageMissing, Interrupted, ScratchFull
 from vmjob.files import hash_file
-from vmjob.image import blobs as blobs_module
-from vmjob.image import importer, manifest
+from vmjob.image import importer, manifest, transfer
+from vmjob.image import store as store_module
 from vmjob.image.blobs import Blobs
+from vmjob.image.stamps import Stamps
 from vmjob.image.store import Store
 from vmjob.image.transfer import copy_file
 from vmjob.model import Boot, ImageFile, Manifest
@@ -240,21 +242,92 @@ def test_somebody_elses_file_is_copied(tmp_path: Path, monkeypatch: pytest.Monke
     assert not opened.paths["disk"].samefile(tmp_path / "i/disk")
 
 
-def test_change_while_hashing_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("times", [1, 99])
+def test_change_while_hashing_is_hashed_again_and_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                              times: int) -> None:
     store, one = Store(tmp_path / "s"), image(tmp_path / "i")
     store.add(one, tmp_path / "i")
-    digits = one.files[0].sha256
+    digits, hashed = one.files[0].sha256, []
     (tmp_path / "s/verified" / digits).unlink()
-    real = blobs_module.hash_file
+    real = transfer.hash_file
 
     def slow(path: Path, bar: Any = None) -> tuple[str, int]:
         found = real(path, bar)
-        os.utime(path, ns=(1, 1))
+        hashed.append(path)
+        if len(hashed) <= times:
+            os.utime(path, ns=(1, len(hashed)))
         return found
 
-    monkeypatch.setattr(blobs_module, "hash_file", slow)
-    assert Blobs(tmp_path / "s").check(digits, one.files[0].size)
-    assert not (tmp_path / "s/verified" / digits).exists()
+    monkeypatch.setattr(transfer, "hash_file", slow)
+    with pytest.raises(ImageCorrupt, match="changes while") if times > 1 else contextlib.nullcontext():
+        assert Blobs(tmp_path / "s").check(digits, one.files[0].size)
+    assert len(hashed) == 2 and (tmp_path / "s/verified" / digits).exists() == (times == 1)
+
+
+def test_a_stamp_is_of_what_was_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of what the file is by the time that it is written."""
+    store, one = Store(tmp_path / "s"), image(tmp_path / "i")
+    store.add(one, tmp_path / "i")
+    digits, make = one.files[0].sha256, Stamps.make
+    (tmp_path / "s/verified" / digits).unlink()
+
+    def late(self: Stamps, name: str, *seen: Any) -> None:
+        os.utime(store.blobs.path(name), ns=(1, 1))  # somebody writes to it just now
+        make(self, name, *seen)
+
+    monkeypatch.setattr(Stamps, "make", late)
+    store.blobs.check(digits, one.files[0].size)
+    assert not store.blobs.stamps.hold(digits, store.blobs.path(digits))
+
+
+def test_a_link_that_its_owner_writes_to_is_not_taken_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, real = image(tmp_path / "i"), Path.replace
+
+    def late(path: Path, target: Path) -> Path:
+        if path.parent.name == "tmp":
+            os.utime(path, ns=(1, 1))
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    with pytest.raises(ImageCorrupt, match="changed while"):
+        Store(tmp_path / "c").open(one, sources(tmp_path / "i"), QUIET)
+    assert not list((tmp_path / "c").glob("verified/*"))
+
+
+def test_without_its_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To send an image away its layers are verified, not unpacked."""
+    one = image(tmp_path / "i")
+
+    def never(*_: Any) -> None:
+        raise AssertionError("layers are unpacked")
+
+    monkeypatch.setattr(store_module, "chain", never)
+    opened = Store(tmp_path / "c").open(one, sources(tmp_path / "i"), QUIET, layered=False)
+    assert opened.chain == (opened.paths["disk"],)
+
+
+def test_nothing_is_derived_without_a_place_of_ones_own(tmp_path: Path) -> None:
+    def make(path: Path) -> None:
+        raise ScratchFull(str(path))
+
+    with pytest.raises(ScratchFull):
+        Blobs(tmp_path / "c").derive("abc", make, None)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot be locked"):
+        Blobs(tmp_path / "file/c").derive("abc", make, None)
+
+
+def test_a_copy_that_ends_early_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = image(tmp_path / "i")
+
+    def stopped(*_: Any) -> None:
+        raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr(transfer, "_write", stopped)
+    monkeypatch.setattr(transfer, "reflink", lambda *_: False)
+    with pytest.raises(Interrupted):
+        Store(tmp_path / "s").add(one, tmp_path / "i")
+    assert not list((tmp_path / "s/tmp").iterdir())
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**21 - 1, 2**21, 2**21 + 1, 3 * 2**21])

@@ -214,11 +214,10 @@ def _pin(args: argparse.Namespace, on: bool) -> int:
 def _blobs(place: Optional[str]) -> Blobs:
     """Those of the cache meant. Raises JobError where it is none."""
     from vmjob.image.blobs import Blobs
+    from vmjob.image.inventory import refuse_store
 
     root = Path(place).absolute() if place else config.cache_dir()
-    if (root / "names").is_dir() or root == config.store_dir():
-        raise JobError(f"{root} is a store of images, not a cache: nothing in it is ever evicted",
-                       "vmjob image list shows it, vmjob image rm removes from it")
+    refuse_store(root)
     return Blobs(root)
 
 

@@ -18,18 +18,24 @@ from vmjob.image.delta import BLOCK, NEW, ZEROS, Delta
 from vmjob.progress import Bar
 from vmjob.units import format_size
 
+_ZERO = bytes(BLOCK)
 _WINDOW = nbd.MAX_READ // BLOCK
 _NEAR = 16  # blocks between two that are read at once rather than apart: a cluster of a packed base
+
+
+def becomes(layer: Delta) -> int:
+    """The length in bytes of what ``materialise`` writes: its tables and all blocks, new and copied. On the disk it
+    takes less where some of them are zeros."""
+    return _layout(layer).total
 
 
 def materialise(layer: Delta, below: Sequence[tuple[str, str]], target: Path, bar: Optional[Bar] = None) -> None:
     """Write at ``target`` the qcow2 that holds what ``layer`` changes in the chain ``below`` (paths and formats);
     ``bar`` hears of the bytes that are written, new and copied. Raises ImageCorrupt, ScratchFull, and
     CommandMissing or HostError where qemu-nbd is missing or fails."""
-    runs = layer.runs
-    sparse = qcow2.Sparse(layer.virtual_size, ((at, count, source != ZEROS) for at, count, source in runs))
+    runs, sparse = layer.runs, _layout(layer)
     free = os.statvfs(target.parent)
-    if free.f_bavail * free.f_frsize < sparse.total:  # told before it is written
+    if free.f_bavail * free.f_frsize * 95 // 100 < sparse.total:  # told before it is written; others need room too
         raise ScratchFull(f"{target.parent}: no space for {format_size(sparse.total)}, which the layer "
                           f"{layer.path.name} becomes", "make room there, or set VMJOB_CACHE to a larger disk")
     out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -40,6 +46,10 @@ def materialise(layer: Delta, below: Sequence[tuple[str, str]], target: Path, ba
         if runs.copied:
             reader = stack.enter_context(nbd.serve(below))
             _write_copied(layer, sparse.data_at, out, reader, bar or Bar())
+
+
+def _layout(layer: Delta) -> qcow2.Sparse:
+    return qcow2.Sparse(layer.virtual_size, ((at, count, source != ZEROS) for at, count, source in layer.runs))
 
 
 def _write_new(layer: Delta, at: int, out: int, bar: Bar) -> None:
@@ -104,6 +114,12 @@ def _windows(copies: Iterable[tuple[int, int, int]]) -> Iterator[list[tuple[int,
 
 
 def _write(out: int, data: memoryview, at: int) -> None:
-    while data:
-        done = os.pwrite(out, data, at)
-        data, at = data[done:], at + done
+    """Whole blocks. What is zero stays a hole of the file: it reads the same, and hides what is below as well."""
+    start, end = 0, len(data)
+    while start < end:
+        stop = start
+        while stop < end and data[stop:stop + BLOCK] != _ZERO:
+            stop += BLOCK
+        while start < stop:
+            start += os.pwrite(out, data[start:stop], at + start)
+        start = stop + BLOCK

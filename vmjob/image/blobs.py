@@ -22,10 +22,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Optional
 
+from vmjob import config
 from vmjob.errors import ImageCorrupt, ImageMissing, ScratchFull
 from vmjob.files import FULL, hash_file
+from vmjob.image import locks
 from vmjob.image.stamps import Stamps, identity
-from vmjob.image.transfer import ROOM, copy_file, expect, receive_file
+from vmjob.image.transfer import ROOM, STILL, copy_file, expect, hash_expected, receive_file
 from vmjob.image.uses import Uses
 from vmjob.model import Fetch, ImageFile
 from vmjob.progress import Bar
@@ -43,6 +45,7 @@ class Blobs:
     def __init__(self, root: Path, make_room: Optional[Callable[[int], None]] = None, *, theirs: bool = False) -> None:
         self.root = root
         self.stamps, self.uses = Stamps(root / "verified"), Uses(root / "uses", theirs=theirs)
+        self.note: Callable[[str], None] = log.info  # is told of a wait for another process
         self._make_room = make_room or (lambda size: None)
         self._held: dict[str, int] = {}
         self._holds = 0
@@ -86,18 +89,27 @@ class Blobs:
                 return True
             if not path.exists():
                 return False
-            _hash(path, sha256, size, stamps, bar)
+            stamps.make(sha256, hash_expected(path, sha256, size, bar))
             return True
 
+    def weed(self, name: str, wrong: Callable[[], str], *, keep: bool) -> tuple[str, bool]:
+        """What ``wrong`` says of a file, and whether it was removed for that (never with ``keep``). Nobody brings it in
+        or makes it meanwhile: what is removed is what was judged."""
+        with self._lock(name) as alone:
+            why = wrong()
+            remove = bool(why) and alone and not keep
+            if remove:
+                self._remove(name)
+        return why, remove
+
     def rehash(self, sha256: str, bar: Optional[Bar] = None) -> None:
-        """Hash a blob whatever is remembered of it. Raises ImageCorrupt, FileNotFoundError."""
+        """Within ``weed``: hash a blob whatever is remembered of it. Raises ImageCorrupt, FileNotFoundError."""
         path = self.path(sha256)
-        with self._lock(sha256):
-            try:
-                _hash(path, sha256, path.stat().st_size, self.stamps, bar)
-            except ImageCorrupt:
-                self.stamps.drop(sha256)
-                raise
+        try:
+            self.stamps.make(sha256, hash_expected(path, sha256, path.stat().st_size, bar))
+        except ImageCorrupt:
+            self.stamps.drop(sha256)
+            raise
 
     def take(self, source: Path, sha256: str, size: int, *, link: bool = False, durable: bool = True,
              bar: Optional[Bar] = None) -> Path:
@@ -114,6 +126,7 @@ class Blobs:
                 if not self.stamps.hold(sha256, self.path(sha256)):
                     self._make_room(size)
                     self._take(source, sha256, size, link, durable, bar)
+                    self._make_room(0)  # others came meanwhile
         return self.path(sha256)
 
     def receive(self, file: ImageFile, fetch: Fetch, bar: Optional[Bar] = None) -> Path:
@@ -134,14 +147,16 @@ class Blobs:
                     self._make_room(file.size - (temporary.stat().st_size if temporary.exists() else 0))
                     receive_file(file, fetch, temporary, bar)
                     self._bring_in(name)
+                    self._make_room(0)
         return self.path(name)
 
-    def derive(self, key: str, make: Callable[[Path], None], spare: Path, size: int = 0) -> Path:
+    def derive(self, key: str, make: Callable[[Path], None], spare: Optional[Path], size: int = 0) -> Path:
         """The file that ``make`` makes at the path it is given, from verified files alone; ``key`` is a hexadecimal
         digest of all that it is made from. One process makes it, the others wait; it is made anew after a boot of the
         host, as no digest says what its bytes should be. ``size``: about how many bytes it will have.
 
-        Where this folder is read-only or full, it is made in the folder ``spare``. Raises what ``make`` raises.
+        Where this folder is read-only or full, it is made in ``spare``, a folder of this run alone; without one that
+        raises OSError or ScratchFull. Raises what ``make`` raises.
         """
         name = DERIVED + key
         path = self.path(name)
@@ -154,73 +169,90 @@ class Blobs:
                         self._make_room(size)
                         _made(make, self.root / "tmp" / name)
                         self._bring_in(name)
+                        self._make_room(0)
             return path
         except (OSError, ScratchFull) as refused:
+            if spare is None:
+                raise
             log.info("%s: not kept here: %s", path, refused)
             return _made(make, spare / name)
 
     def remove(self, name: str) -> None:
         """Remove a blob or a derived file, and what is remembered of it; who has it open keeps it until its end."""
         with self._lock(name):
-            self.path(name).unlink(missing_ok=True)
-            (self.root / "tmp" / name).unlink(missing_ok=True)
-            self.stamps.drop(name)
-            self.uses.forget(name)
+            self._remove(name)
 
     # -------------------------------------------------------------- details
+
+    def _remove(self, name: str) -> None:
+        self.path(name).unlink(missing_ok=True)
+        (self.root / "tmp" / name).unlink(missing_ok=True)
+        self.stamps.drop(name)
+        with self.uses.claim(name) as ours:
+            if ours:  # who holds it, holds this file
+                self.uses.forget(name)
 
     def _take(self, source: Path, sha256: str, size: int, link: bool, durable: bool, bar: Optional[Bar]) -> None:
         temporary = self.root / "tmp" / sha256
         temporary.unlink(missing_ok=True)
         try:
-            if not (link and self._linked(source, temporary, sha256, size, bar)):
+            seen = self._linked(source, temporary, sha256, size, bar) if link else None
+            if not seen:
                 expect(source, copy_file(source, temporary, bar, durable=durable), sha256, size)
-            self._bring_in(sha256, durable=durable)
+            self._bring_in(sha256, durable=durable, seen=seen)
         except FileNotFoundError as missing:
             raise ImageMissing(f"{source}: no such file, though its manifest names it",
                                "fetch the image again") from missing
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             if error.errno in FULL:
                 raise ScratchFull(f"{self.root}: no space for {source.name}", ROOM) from error
             raise
-        except ImageCorrupt:
-            temporary.unlink(missing_ok=True)
-            raise
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)  # whatever ended it
 
-    def _linked(self, source: Path, target: Path, sha256: str, size: int, bar: Optional[Bar]) -> bool:
+    def _linked(self, source: Path, target: Path, sha256: str, size: int,
+                bar: Optional[Bar]) -> Optional[tuple[int, ...]]:
+        """The identity of what was hashed; None where it is to be copied."""
         # somebody else's file could be changed after it was verified
         try:
             if source.stat().st_uid != os.getuid() or source.is_symlink():
-                return False
+                return None
             os.link(source, target)
         except FileNotFoundError:
             raise
         except OSError:  # another file system, or one without links
-            return False
+            return None
         before = identity(target)
         expect(source, hash_file(target, bar), sha256, size)
         if identity(target)[:4] == before[:4]:
-            return True
+            return before
         target.unlink()  # its owner still writes to it
-        return False
+        return None
 
-    def _bring_in(self, name: str, *, durable: bool = False) -> None:
-        """The last step of whoever holds the lock: from tmp/ to where it belongs."""
+    def _bring_in(self, name: str, *, durable: bool = False, seen: Optional[tuple[int, ...]] = None) -> None:
+        """The last step of whoever holds the lock: from tmp/ to where it belongs. ``seen``: what was hashed, where
+        others than we could write to it since."""
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         (self.root / "tmp" / name).replace(path)
         if durable:
             _sync_folder(path.parent)
-        self.stamps.make(name, path)
+        now = identity(path)  # renamed: that moves ctime
+        if seen and now[:4] != seen[:4]:
+            raise ImageCorrupt(f"{path} changed while it was taken in", STILL)
+        self.stamps.make(name, now)
 
     @contextlib.contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        """One process at a time for each name; in a folder that cannot be written there is nothing to guard."""
+    def _lock(self, name: str) -> Iterator[bool]:
+        """One process at a time for each name; False in a folder that cannot be written (there is nothing to guard) and
+        after a long wait."""
         with contextlib.ExitStack() as stack:
+            alone = False
             with contextlib.suppress(OSError):
                 stack.enter_context(self._locked(name))
-            yield
+                alone = True
+            yield alone
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[None]:
@@ -235,19 +267,13 @@ class Blobs:
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         (self.root / "locks").mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.root / "locks" / name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        path = self.root / "locks" / name
+        lock = locks.open_own(path)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            locks.wait(lock, fcntl.LOCK_EX, path, config.stage_timeout(), self.note)
             yield
         finally:
             os.close(lock)
-
-
-def _hash(path: Path, sha256: str, size: int, stamps: Stamps, bar: Optional[Bar]) -> None:
-    before = identity(path)
-    expect(path, hash_file(path, bar), sha256, size)
-    if identity(path) == before:  # nobody wrote to it while we read
-        stamps.make(sha256, path)
 
 
 def _made(make: Callable[[Path], None], path: Path) -> Path:

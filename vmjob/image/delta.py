@@ -35,6 +35,7 @@ PIECE = 8 * MIB
 ZEROS, NEW = 0xFFFFFFFE, 0xFFFFFFFF
 MAX_SIZE = 4 * 2**40  # bytes of a disk
 MAX_RUNS = 2**20  # what a node needs for them in memory is about 200 MB
+MAX_COPIES, _SOME_COPIES = 4, 2**18  # of each block below on average, and blocks that anybody may have more
 _MAGIC, _HEADER = b"vmjob-delta 1\n", 4096
 _MEMORY = 64 * MIB  # of the decoder
 # New files are mostly programs: with their jumps and calls made absolute they pack a tenth better. Preset 4 would save
@@ -140,7 +141,8 @@ def read(path: Path, below: Sequence[str], below_size: int, virtual_size: int) -
     """Read and check all but the new blocks. ``below``: digests of the chain that it shall change, and ``below_size``
     and ``virtual_size`` the bytes of the disk without and with it.
 
-    Raises ImageRefused where it belongs on another chain or is of another size, ImageCorrupt where it is damaged.
+    Raises ImageRefused where it belongs on another chain, is of another size or would copy what is below over and over
+    (a few bytes that fill a disk), ImageCorrupt where it is damaged.
     """
     with path.open("rb") as file:
         header = _header(path, file)
@@ -156,16 +158,10 @@ def read(path: Path, below: Sequence[str], below_size: int, virtual_size: int) -
         if (runs.new, runs.copied) != (header["new"], header["copied"]):
             raise ImageCorrupt(f"{path}: {runs.new} new blocks and {runs.copied} copied ones, but its header says "
                                f"{header['new']} and {header['copied']}", _AGAIN)
+        if runs.copied > MAX_COPIES * blocks_of(below_size) + _SOME_COPIES:
+            raise ImageRefused(f"{path}: it copies {runs.copied * BLOCK} bytes out of a disk of {below_size}",
+                               "make an image of its own of such a disk, not a layer")
         return Delta(path, virtual_size, runs, file.tell())
-
-
-def becomes(path: Path) -> int:
-    """About how many bytes a node needs for the layer when it is made into a disk, as its header says.
-    Raises ImageRefused, ImageCorrupt."""
-    with path.open("rb") as file:
-        header = _header(path, file)
-        blocks: int = min(header["new"] + header["copied"], blocks_of(header["virtual_size"]))
-        return blocks * BLOCK
 
 
 def _header(path: Path, file: BinaryIO) -> dict[str, Any]:

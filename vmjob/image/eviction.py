@@ -1,6 +1,6 @@
 """Room in a cache: what was used longest ago goes, unless it is in use or pinned. Only what can be fetched again.
 
-One process evicts at a time, and waits for nobody: what somebody uses (image.uses) it leaves alone.
+One process evicts at a time, and waits for no user: what somebody uses (image.uses) it leaves alone.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmjob import config
+from vmjob.image import locks
 from vmjob.image.blobs import Blobs
-from vmjob.image.inventory import Group, survey, used_bytes
+from vmjob.image.inventory import Group, is_store, refuse_store, survey, used_bytes
 from vmjob.units import format_size
 
 _LEFT_OVER = 3600  # seconds; a temporary name as old as that is nobody's
 _RECENT = 3600
+_PATIENCE = 10.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,22 @@ class Pruned:
 
 def make_room(blobs: Blobs, size: int, note: Callable[[str], None]) -> None:
     """Evict until ``size`` bytes more keep the cache within its limit; where that cannot be, ``note`` is told, and the
-    image comes in all the same. Raises JobError for a limit that is no size.
+    image comes in all the same. Nothing goes for a size that can never be had. Raises JobError for a limit that is no
+    size.
 
     Where nobody set a limit, what was used in the last hour stays while there is room at all: mostly it is others that
     fill the disk then, and the next job would fetch it again.
     """
     over = excess(blobs.root, size)
-    if over <= 0:
+    if over <= 0 or is_store(blobs.root):
         return
     limit = config.cache_limit()
-    with contextlib.suppress(OSError):  # a read-only or full folder
-        over -= prune(blobs, over, idle=0 if limit else _RECENT).freed
-        lacking = size - _disk(blobs.root)[1]
-        if lacking > 0:
-            prune(blobs, lacking)
+    if size <= min(limit or math.inf, used_bytes(blobs.root) + _disk(blobs.root)[1]):  # anybody can declare any size
+        with contextlib.suppress(OSError):  # a read-only or full folder, or somebody else evicts for long
+            over -= prune(blobs, over, idle=0 if limit else _RECENT).freed
+            lacking = size - _disk(blobs.root)[1]
+            if lacking > 0:
+                prune(blobs, lacking)
     if over > 0 and limit:
         note(f"the cache {blobs.root} is {format_size(over)} over its limit of {format_size(limit)} "
              "(VMJOB_CACHE_LIMIT): what is in it is in use or pinned, or this image alone is larger")
@@ -69,7 +73,9 @@ def _disk(root: Path) -> tuple[int, int]:
 
 def prune(blobs: Blobs, wanted: float = math.inf, *, idle: float = 0, dry_run: bool = False) -> Pruned:
     """Evict what was used longest ago, and not in the last ``idle`` seconds, until ``wanted`` bytes were freed;
-    ``dry_run``: only say what would go. Raises OSError where the folder cannot be written."""
+    ``dry_run``: only say what would go. Raises OSError where the folder cannot be written (TimeoutError while somebody
+    else evicts), JobError where it is no cache."""
+    refuse_store(blobs.root)
     removed, kept, freed = [], [], 0
     with contextlib.nullcontext() if dry_run else _alone(blobs.root):
         groups = survey(blobs)
@@ -137,9 +143,9 @@ def _sweep(blobs: Blobs, kept: set[str]) -> None:
 
 @contextlib.contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    lock = os.open(root / "prune.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    lock = locks.open_own(root / "prune.lock")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        locks.wait(lock, fcntl.LOCK_EX, root / "prune.lock", _PATIENCE)
         yield
     finally:
         os.close(lock)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from vmjob.errors import ImageError, ImageMissing
+from vmjob import config
+from vmjob.errors import ImageError, ImageMissing, JobError
 from vmjob.image import manifest as manifests
 from vmjob.image.blobs import DERIVED, Blobs
 from vmjob.model import Manifest
@@ -52,6 +53,18 @@ class Group:
     def whole(self) -> bool:
         here = {item.name for item in self.items}
         return self.manifest is None or all(file.sha256 in here for file in self.manifest.files)
+
+
+def is_store(root: Path) -> bool:
+    """Whether it is a user's own store, however it is spelled, and no cache: nothing in it is ever evicted."""
+    return (root / "names").is_dir() or root.resolve() == config.store_dir().resolve()
+
+
+def refuse_store(root: Path) -> None:
+    """Raises JobError where it is no cache."""
+    if is_store(root):
+        raise JobError(f"{root} is a store of images, not a cache: nothing in it is ever evicted",
+                       "vmjob image list shows it, vmjob image rm removes from it")
 
 
 def survey(blobs: Blobs) -> list[Group]:

@@ -49,7 +49,7 @@ class Reader:
         for handle, (offset, length) in enumerate(pieces):
             some = max(0, min(length, self.size - offset))
             if some:
-                self._socket.sendall(struct.pack(">IHHQQI", _REQUEST, 0, _READ, handle, offset, some))
+                self._send(struct.pack(">IHHQQI", _REQUEST, 0, _READ, handle, offset, some))
             else:
                 ready[handle] = b""
             waiting.append((handle, some, length))
@@ -83,7 +83,7 @@ class Reader:
             self._broken("another protocol")
         self._receive(2)
         go = struct.pack(">IH", 0, 0)  # the export without a name, and no information asked for
-        self._socket.sendall(struct.pack(">I8sII", 3, _OPTION, _GO, len(go)) + go)
+        self._send(struct.pack(">I8sII", 3, _OPTION, _GO, len(go)) + go)
         size: Optional[int] = None
         while True:
             magic, _, kind, length = struct.unpack(">QIII", self._receive(20))
@@ -96,6 +96,14 @@ class Reader:
                 return size
             elif kind != _INFO:
                 self._broken(f"a refusal ({kind:#x})")
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._socket.sendall(data)
+        except socket.timeout:
+            self._broken("silence")
+        except ConnectionError:  # a bare BrokenPipeError is our own closed output elsewhere
+            self._broken("the end of the connection")
 
     def _receive(self, length: int) -> bytes:
         data = bytearray(length)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from vmjob.errors import ImageCorrupt, ImageMissing, ScratchFull
+from vmjob.errors import ImageCorrupt, ImageMissing, ImageOutOfReach, ScratchFull
 from vmjob.files import hash_file
 from vmjob.image.blobs import Blobs
 from vmjob.image.shared import Shared
@@ -65,6 +65,15 @@ class Opening:
             target = self.spare / file.sha256
             receive_file(file, fetch, target, self.coming)
             return target
+
+
+def hold(stack: contextlib.ExitStack, blobs: Blobs, names: Iterable[str]) -> None:
+    """As Blobs.hold, until ``stack`` ends. Raises ImageOutOfReach where somebody keeps one of them locked."""
+    try:
+        stack.enter_context(blobs.hold(names))
+    except TimeoutError as busy:
+        raise ImageOutOfReach(f"{busy.filename}: {busy.strerror}",
+                              "end that process, or use another cache: VMJOB_CACHE") from busy
 
 
 def missing(file: ImageFile, source: Optional[Path]) -> ImageMissing:

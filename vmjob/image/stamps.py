@@ -15,10 +15,11 @@ class Stamps:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def make(self, name: str, path: Path) -> None:
-        """From now on, and until the host boots, the bytes of ``path`` are trusted as ``name``."""
+    def make(self, name: str, seen: tuple[int, ...]) -> None:
+        """From now on, and until the host boots, the bytes of the file that was ``seen`` (its identity before it was
+        read) are trusted as ``name``."""
         target, temporary = self.folder / name, self.folder / f".{name}.{os.getpid()}"
-        text = " ".join([*map(str, identity(path)), config.boot_id()])
+        text = " ".join([*map(str, seen), config.boot_id()])
         with contextlib.suppress(OSError):
             target.parent.mkdir(exist_ok=True)
             temporary.write_text(text)
@@ -29,14 +30,14 @@ class Stamps:
         try:
             words = (self.folder / name).read_text().split()
             now = identity(path)
-            device, inode, size, mtime, ctime, links = map(int, words[:-1])
+            then = tuple(map(int, words[:-1]))
         except (OSError, ValueError):
             return False
-        same = (device, inode, size, mtime) == now[:4] and words[-1] == config.boot_id()
-        if same and links != now[5]:
-            self.make(name, path)  # a job's folder with a link to this file came or went: moves ctime, not bytes
-            return True
-        return same and ctime == now[4]
+        if words[-1:] != [config.boot_id()] or not unchanged(then, now):
+            return False
+        if then != now:
+            self.make(name, now)
+        return True
 
     def drop(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
@@ -46,3 +47,9 @@ def identity(path: Path) -> tuple[int, ...]:
     """Device, inode, size, mtime, ctime and number of links."""
     s = path.stat()
     return (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_nlink)
+
+
+def unchanged(then: tuple[int, ...], now: tuple[int, ...]) -> bool:
+    """Whether nobody wrote to the file between two identities of it. A job's folder with a link to it that came or went
+    moves ctime, not bytes."""
+    return len(then) == len(now) and then[:4] == now[:4] and (then[4] == now[4] or then[5] != now[5])

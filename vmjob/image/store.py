@@ -25,8 +25,8 @@ from vmjob.image import formats
 from vmjob.image import manifest as manifests
 from vmjob.image.blobs import DERIVED, Blobs
 from vmjob.image.chain import chain
-from vmjob.image.inventory import derived, known
-from vmjob.image.opening import LazyBar, Opening, missing
+from vmjob.image.inventory import derived, is_store, known
+from vmjob.image.opening import LazyBar, Opening, hold, missing
 from vmjob.image.shared import Shared
 from vmjob.model import Fetch, Image, Manifest
 from vmjob.progress import Bar, Reporter
@@ -44,7 +44,7 @@ class Store:
         """``cache``: what is in it can be had again, so it is evicted where there is no more room (image.eviction); and
         what an admin keeps for all users (image.shared) need not be in it."""
         self.root = root
-        self._cache = cache and root != config.store_dir()
+        self._cache = cache and not is_store(root)
         self._note: Callable[[str], None] = log.info
         self.blobs = Blobs(root, self._make_room if self._cache else None)
         shared = config.shared_cache() if self._cache else None
@@ -132,24 +132,28 @@ class Store:
     def hold(self, manifest: Manifest) -> Iterator[None]:
         """Until the end of the with block nobody evicts the image's files, nor what ``open`` derives from them: they
         are in use. Call it before ``open``. At kill -9 the kernel lets go; in a read-only store nobody evicts.
+        Raises ImageOutOfReach where somebody else has locked them.
         """
         names = [file.sha256 for file in manifest.files]
-        with self.blobs.hold(names), self._shared.blobs.hold(names) if self._shared else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            hold(stack, self.blobs, names)
+            if self._shared:
+                stack.enter_context(self._shared.blobs.hold(names))
             yield
 
     def open(self, manifest: Manifest, sources: Mapping[str, Path], reporter: Reporter,
-             fetch: Optional[Fetch] = None, spare: Optional[Path] = None) -> Image:
+             fetch: Optional[Fetch] = None, spare: Optional[Path] = None, *, layered: bool = True) -> Image:
         """The image with verified files on this machine. What is not here yet is taken from ``sources`` (by role):
         as a hard link where that is safe, else copied while hashed; where this store is read-only, used in place.
         What is not there either is brought by ``fetch``; where this store is read-only or full, into ``spare``, a
-        folder of this run alone.
+        folder of this run alone. Without ``layered`` the chain is the disk alone: layers are verified, not unpacked.
 
         Each file is fetched once, and hashed once per boot of the host, whatever the number of jobs. So that none is
         evicted afterwards, call it within ``hold``. Raises ImageCorrupt naming the file and both digests, ImageMissing,
         ScratchFull, OSError (without ``spare``), or what ``fetch`` raises.
         """
         paths = {}
-        self._note = reporter.note
+        self._note = self.blobs.note = reporter.note
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.hold(manifest))
             here = Opening(self.blobs, self._shared, fetch, spare, reporter.note,
@@ -160,7 +164,9 @@ class Store:
                 paths[file.role] = here.path(file, source)
                 if file.role == "disk":
                     formats.check_header(paths[file.role], file.format, file.virtual_size, source)
-            disk = chain(manifest, paths, self.blobs, spare or self.blobs.root / "tmp", reporter)
+            disk = tuple(path for role, path in paths.items() if role == "disk")
+            if layered:
+                disk = chain(manifest, paths, self.blobs, spare, reporter)
             self._remember_derived(manifest, disk)
         return Image(manifest, paths, disk)
 
@@ -168,7 +174,7 @@ class Store:
              fetch: Optional[Fetch] = None) -> None:
         """Bring an image in ahead of jobs: what is not here is copied from ``sources`` (by role), else fetched. Nothing
         is used in place. Raises as ``open``, and OSError where this store cannot be written."""
-        self._note = reporter.note
+        self._note = self.blobs.note = reporter.note
         paths: dict[str, Path] = {}
         with self.hold(manifest), _bar(reporter, f"warm {manifest.name}", manifest.size) as bar:
             self._write_manifest(manifest)
@@ -185,7 +191,7 @@ class Store:
                 if file.role == "disk":
                     formats.check_header(paths[file.role], file.format, file.virtual_size, source)
             if self._cache:  # what is made from them is of no use to other users
-                self._remember_derived(manifest, chain(manifest, paths, self.blobs, self.root / "tmp"))
+                self._remember_derived(manifest, chain(manifest, paths, self.blobs, None))
 
     def remove(self, ref: str) -> Manifest:
         """Remove an image, the names that mean it, and the blobs that no other image needs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any, Optional
 
 from vmjob.errors import ImageCorrupt, ImageOutOfReach, ScratchFull, VmjobError
 from vmjob.files import CHUNK, FULL, chunks, hash_file, reflink
+from vmjob.image.stamps import identity, unchanged
 from vmjob.model import Fetch, ImageFile
 from vmjob.progress import Bar
 
 ROOM = "make room there, or set VMJOB_CACHE to a larger disk"
+STILL = "let nobody write to it, and fetch or build the image again"
 _BATCH = 2**18  # bytes hashed while the next come; more falls out of the CPU's caches
 _PATIENCE = 0.5  # seconds; what came over a slow link is written all the same, for whoever resumes
 _ZEROS = bytes(CHUNK)
@@ -32,12 +35,24 @@ def expect(path: Path, found: tuple[str, int], sha256: str, size: int) -> None:
                            "the bytes changed on the way: fetch or build the image again")
 
 
+def hash_expected(path: Path, sha256: str, size: int, bar: Optional[Bar] = None) -> tuple[int, ...]:
+    """The identity of the file whose bytes are right. Raises ImageCorrupt."""
+    for _ in range(2):
+        before = identity(path)
+        expect(path, hash_file(path, bar), sha256, size)
+        if unchanged(before, identity(path)):  # nobody wrote to it while we read
+            return before
+    raise ImageCorrupt(f"{path} changes while it is read", STILL)
+
+
 def copy_file(source: Path, target: Path, bar: Optional[Bar] = None, *, durable: bool = False) -> tuple[str, int]:
     """Copy (blocks shared where the file system can, holes kept) and hash what was copied: digits and size."""
-    with target.open("wb", buffering=0) as out, source.open("rb") as file:
-        os.fchmod(out.fileno(), 0o444)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(target, flags, 0o600), "wb", buffering=0) as out, source.open("rb") as file:
         if reflink(file.fileno(), out.fileno()):
-            return hash_file(target, bar)
+            found = hash_file(target, bar)
+            os.fchmod(out.fileno(), 0o444)
+            return found
         digest, size, zeros = hashlib.sha256(), 0, bytes(CHUNK)
         for chunk in chunks(source, bar):
             digest.update(chunk)
@@ -45,6 +60,7 @@ def copy_file(source: Path, target: Path, bar: Optional[Bar] = None, *, durable:
                 _write(out.fileno(), chunk, size)
             size += len(chunk)
         out.truncate(size)
+        os.fchmod(out.fileno(), 0o444)  # last: what a killed process leaves can be written by the next
         if durable:
             os.fsync(out.fileno())
     return digest.hexdigest(), size
@@ -112,9 +128,12 @@ def _begun(file: ImageFile, target: Path, bar: Bar) -> tuple[Any, int]:
     """What is there of it: the digest so far, and the bytes."""
     digest, size = hashlib.sha256(), 0
     try:
-        if target.is_symlink() or target.lstat().st_size > file.size:
+        found = target.lstat()
+        # of more than one link: what a killed process was about to take in is somebody's own file
+        if not stat.S_ISREG(found.st_mode) or found.st_size > file.size or found.st_nlink > 1:
             target.unlink()
             return digest, 0
+        target.chmod(0o600)
     except FileNotFoundError:
         return digest, 0
     for chunk in chunks(target, bar):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,17 @@ def describe(blobs: Blobs, group: Group) -> dict[str, Any]:
 def verify(blobs: Blobs, reporter: Reporter, *, keep: bool = False) -> list[Poisoned]:
     """Hash every file, whatever is remembered of it. One that is wrong is removed, unless ``keep``: jobs then fetch it
     anew. What was made here has no digest to compare with: it stays if nobody touched it since. Raises OSError."""
+    blobs.note = reporter.note
     groups = survey(blobs)
     items = {item.name: item for group in groups if group.kind != "part" for item in group.items}
     found = []
     with reporter.bar("verify", sum(item.length for item in items.values())) as bar:
         for name, item in sorted(items.items()):
             with blobs.hold([name]):
-                why = _wrong(blobs, item, bar)
+                why, removed = blobs.weed(name, partial(_wrong, blobs, item, bar), keep=keep)
             if why:
                 images = tuple(group.title for group in groups if group.manifest and name in group.names)
-                in_use = not blobs.uses.free(name)
-                if not keep:
-                    blobs.remove(name)
-                found.append(Poisoned(item.path, why, images, in_use, not keep))
+                found.append(Poisoned(item.path, why, images, not blobs.uses.free(name), removed))
     return found
 
 

@@ -13,6 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
+from vmjob.image import locks
+
+_PATIENCE = 30.0  # seconds; who evicts has a lock for an instant
+
 
 class Uses:
     """The files are in ``folder``, which is made when needed. ``theirs``: it is somebody else's, to whom it is told
@@ -23,14 +27,19 @@ class Uses:
 
     def take(self, name: str) -> Optional[int]:
         """From now on ``name`` is used, until ``leave`` or our end. None where this cannot be told (a read-only folder:
-        nobody evicts there)."""
+        nobody evicts there). Raises TimeoutError naming the file that somebody has locked: others may read these."""
         while True:
             try:
                 lock = _open(self.folder / name, read_only=self._theirs)
             except OSError:
                 return None
-            if not _locked(lock, fcntl.LOCK_SH | (fcntl.LOCK_NB if self._theirs else 0)):
-                return None
+            try:
+                locks.wait(lock, fcntl.LOCK_SH, self.folder / name, 0 if self._theirs else _PATIENCE)
+            except BaseException as failure:  # a signal, while we waited
+                os.close(lock)
+                if isinstance(failure, OSError) and (self._theirs or not isinstance(failure, TimeoutError)):
+                    return None
+                raise
             if self._same(name, lock):
                 self._touch(lock)
                 return lock
@@ -49,7 +58,7 @@ class Uses:
         except OSError:
             yield False
             return
-        if not _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if not _locked(lock):
             yield False
             return
         try:
@@ -63,7 +72,7 @@ class Uses:
             lock = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             return True
-        free = _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = _locked(lock)
         if free:
             os.close(lock)
         return free
@@ -103,14 +112,11 @@ def _open(path: Path, read_only: bool = False) -> int:
         return os.open(path, os.O_RDONLY | flags)
 
 
-def _locked(lock: int, how: int) -> bool:
-    """Closes ``lock`` where it is not to be had."""
+def _locked(lock: int) -> bool:
+    """For us alone, without waiting; closes ``lock`` where it is not to be had."""
     try:
-        fcntl.flock(lock, how)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
         return False
-    except BaseException:  # a signal, while we waited
-        os.close(lock)
-        raise
     return True
