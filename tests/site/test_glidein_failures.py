@@ -322,6 +322,7 @@ def test_told_to_end_at_the_compute_element(cli: Cli, site: Site, worker: str) -
         submitted = vmjob("submit", "--to", "ce", "--json", "--name", vmjob.name("rm"), "pilot.yaml")
         job = queue.submit(1, "sleep 600", job_lease_duration="600")
         eventually(lambda: queue.states(job)["running"] == 1, 120, lambda: queue.ads(job))
+        time.sleep(10)  # a job that begins in the second in which it is told to end waits for its lease: HTCondor's
         assert vmjob("rm", "--to", "ce", submitted.json["id"]).status == 0
         eventually(lambda: queue.states(job)["idle"] == 1, 60, lambda: queue.ads(job))
     finally:
