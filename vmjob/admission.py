@@ -19,6 +19,7 @@ from vmjob import config
 from vmjob.errors import EndorsementRefused, PolicyBroken
 from vmjob.model import Job, Manifest, Payload, Slot
 from vmjob.result import Decision
+from vmjob.submit import own_withdrawal
 
 if TYPE_CHECKING:
     from vmjob.policy import Limits, Policy
@@ -46,7 +47,7 @@ def admit(payload: Payload, slot: Slot, *, now: Optional[float] = None) -> Admis
     Raises PolicyBroken where one cannot be relied on: that is never "no policy"."""
     paths = config.policy_files()
     if not paths:
-        gone = _own_withdrawal(payload.manifest)
+        gone = own_withdrawal(payload.manifest)
         decision = Decision(False, f"the image {payload.manifest.name} was withdrawn: {gone}") if gone else None
         return Admission(decision, slot, "use the version that the list has now" if gone else "")
     import time
@@ -104,7 +105,7 @@ def question(policy: Policy, job: Job, manifest: Manifest, lists: Sequence[Path]
     wants = job.resources
     asked = Asked(manifest.name, manifest.digest, tuple(file.sha256 for file in manifest.files), facts, now,
                   wants.memory, wants.cpus, wants.walltime, manifest.needs_memory, manifest.needs_cpus, job.network)
-    asked = replace(asked, withdrawn=_own_withdrawal(manifest))
+    asked = replace(asked, withdrawn=own_withdrawal(manifest))
     try:
         return _listed(asked, policy, lists)
     except EndorsementRefused as unreadable:
@@ -165,16 +166,6 @@ def _followed(policy: Policy) -> list[Path]:
         raise PolicyBroken(f"{policy.file}: subscriptions: {folder}: {unreadable.strerror}",
                            "it must be a folder that all may read") from unreadable
     return [folder]
-
-
-def _own_withdrawal(manifest: Manifest) -> str:
-    """Why a list that the user herself subscribed to no longer has the image; empty: none says so. Raises
-    EndorsementRefused where what is known of her lists cannot be read."""
-    if not (config.store_dir() / "lists").is_dir():
-        return ""
-    from vmjob.image.subscriptions import user_folder, withdrawn
-
-    return withdrawn(manifest.digest, [user_folder()]) or ""
 
 
 # ---------------------------------------------------------------- syslog

@@ -29,11 +29,11 @@ def resolve(job: Job, base: Path, store: Store, folder: Path, reporter: Reporter
     The caller removes ``folder``. Raises ImageMissing, ImageError, InputMissing or JobError; of a glide-in's token
     TokenRefused and ClockWrong.
     """
+    from vmjob.image.home import present
     from vmjob.stage.archive import pack_inputs
 
     manifest, files = store.resolve(job.image)
-    if manifest.sources:  # what is not here is fetched where it is needed
-        files = {role: path for role, path in files.items() if path.exists()}
+    files = present(manifest, files)  # what is not here is fetched where it is needed
     compose.boot_method(job, manifest)
     token = token_of(job, base)
     archive = folder / "input.tar" if job.inputs else None
@@ -89,8 +89,12 @@ def _check_expression(text: str) -> None:
 
 def carried(payload: Payload, reporter: Reporter, carry: bool = False) -> Payload:
     """What of its image travels with the job: all files, verified here, as a broken image should not travel. Nothing
-    where nodes fetch it from its sources, unless ``carry``. Raises ImageMissing, ImageCorrupt, ImageOutOfReach."""
-    _not_withdrawn(payload.manifest)
+    where nodes fetch it from its sources, unless ``carry``. Raises ImageMissing, ImageCorrupt, ImageOutOfReach,
+    EndorsementRefused for one that a list which the user follows has withdrawn."""
+    gone = own_withdrawal(payload.manifest)
+    if gone:
+        raise EndorsementRefused(f"the image {payload.manifest.name} was withdrawn: {gone}",
+                                 "use the version that the list has now (vmjob image list)")
     if payload.manifest.sources and not carry:
         reporter.note(f"the image {payload.manifest.name} does not travel: nodes fetch it from its sources "
                       "(--carry-image sends it along)")
@@ -100,15 +104,14 @@ def carried(payload: Payload, reporter: Reporter, carry: bool = False) -> Payloa
     return replace(payload, image_files=image.paths)
 
 
-def _not_withdrawn(manifest: Manifest) -> None:
-    """Raises EndorsementRefused for an image that a list which the user follows has withdrawn."""
-    from vmjob.image import subscriptions
+def own_withdrawal(manifest: Manifest) -> str:
+    """Why a list that the user herself follows no longer has the image; empty: none says so. Raises EndorsementRefused
+    where what is known of her lists cannot be read."""
+    if not (config.store_dir() / "lists").is_dir():
+        return ""
+    from vmjob.image.subscriptions import user_folder, withdrawn
 
-    folder = subscriptions.user_folder()
-    gone = subscriptions.withdrawn(manifest.digest, [folder]) if folder.is_dir() else None
-    if gone:
-        raise EndorsementRefused(f"the image {manifest.name} was withdrawn: {gone}",
-                                 "use the version that the list has now (vmjob image list)")
+    return withdrawn(manifest.digest, [user_folder()]) or ""
 
 
 class Fetching:
@@ -155,11 +158,7 @@ def stage_time(left: Optional[float]) -> float:
 
 
 def home_of(payload: Payload) -> Store:
-    """Where this machine keeps the image's verified files: the user's store if they are in it, else (an image used from
-    a folder, or fetched) the cache, where nobody has to remove them."""
-    from vmjob.image.store import Store
+    """Where this machine keeps the image's verified files."""
+    from vmjob.image import home
 
-    store = config.store_dir()
-    paths = payload.image_files.values()
-    own = len(paths) == len(payload.manifest.files) and all(store in path.parents for path in paths)
-    return Store(store) if own else Store(config.cache_dir(), cache=True)
+    return home.home_of(payload.manifest, payload.image_files, config.store_dir())

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from vmjob import config
 from vmjob.cli import report
@@ -88,12 +88,14 @@ def inspect(args: argparse.Namespace) -> int:
 
 def list_(args: argparse.Namespace) -> int:
     """Print what the store holds."""
+    from vmjob.submit import own_withdrawal
+
     store = _store()
     images: list[Manifest] = store.list()
     named: dict[str, list[str]] = {}
     for name, digest in store.names().items():
         named.setdefault(digest, []).append(name)
-    here, gone = _files_here(), {one.digest: why for one in images if (why := _withdrawn(one))}
+    here, gone = _files_here(), {one.digest: why for one in images if (why := own_withdrawal(one))}
     if args.json:
         print(json.dumps([{**json.loads(_json(one)), "names": named.get(one.digest, []), "here": here(one),
                            "withdrawn": gone.get(one.digest)} for one in images]))
@@ -110,13 +112,6 @@ def list_(args: argparse.Namespace) -> int:
         for name in sorted(named.get(one.digest, ["-"])):
             print(f"{name:<20} {one.digest[7:19]}  {size:>9}  {boots:<12} {one.description}{state}".rstrip())
     return 0
-
-
-def _withdrawn(one: Manifest) -> Optional[str]:
-    """Why a list that the user follows has it no more."""
-    from vmjob.image.subscriptions import user_folder, withdrawn
-
-    return withdrawn(one.digest, [user_folder()]) if user_folder().is_dir() else None
 
 
 def _files_here() -> Callable[[Manifest], bool]:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
-from vmjob import blockdev, config, process
+from vmjob import blockdev, process
 from vmjob.errors import CommandFailed, ImageError, VmjobError
 from vmjob.files import hash_file, place
 from vmjob.image import apply, chain, compare, delta, formats, manifest, nbd, qcow2
+from vmjob.image.home import home_of, present
 from vmjob.image.store import Store
 from vmjob.model import Fetch, Image, ImageFile, Manifest
 from vmjob.progress import Reporter
@@ -40,10 +41,8 @@ def opened(ref: str, store: Store, reporter: Reporter,
     found, paths = store.resolve(ref)
     if found.file("disk") is None:
         raise ImageError(f"the image {found.name} has no disk", "layers are changes of a disk: build the image anew")
-    if found.sources:
-        paths = {role: path for role, path in paths.items() if path.exists()}
-    own = len(paths) == len(found.files) and all(store.root in path.parents for path in paths.values())
-    home = store if own else Store(config.cache_dir(), cache=True)
+    paths = present(found, paths)
+    home = home_of(found, paths, store.root)
     with tempfile.TemporaryDirectory(prefix="vmjob-") as spare, home.hold(found):
         yield home.open(found, paths, reporter, fetcher(found), Path(spare))
 

@@ -79,17 +79,13 @@ def _signer(text: bytes, raw: bytes, ca_dir: Path, now: float, folder: Path) -> 
 def sign(text: bytes, certificate: Path, key: Path) -> bytes:
     """The signed message. A passphrase of the key is asked for by openssl itself, on the terminal. The first of the
     certificates in the file is the signer's, others travel with it. Raises JobError, CommandMissing."""
+    chain = _chain(certificate)
     try:
-        chain = x509.certificates_of_pem(certificate.read_bytes())
         if key.stat().st_mode & 0o007:
             raise JobError(f"{key}: everybody on this machine can read this key", f"chmod 600 {key}")
     except OSError as unreadable:
-        raise JobError(f"{unreadable.filename}: cannot be read: {unreadable.strerror}",
+        raise JobError(f"{key}: cannot be read: {unreadable.strerror}",
                        "--cert and --key: the files of your certificate, in PEM") from unreadable
-    except ValueError as broken:
-        raise JobError(f"{certificate}: {broken}", "--cert: a certificate in PEM") from broken
-    if not chain:
-        raise JobError(f"{certificate}: there is no certificate in this file", "--cert: a certificate in PEM")
     signer = _certificate(chain[0])  # a name that nobody could verify is told now
     with tempfile.TemporaryDirectory(prefix="vmjob-") as spare:
         folder = Path(spare)
@@ -107,6 +103,11 @@ def sign(text: bytes, certificate: Path, key: Path) -> bytes:
 
 def certificate_of(path: Path) -> x509.Certificate:
     """The first certificate of a PEM file. Raises JobError."""
+    return _certificate(_chain(path)[0])
+
+
+def _chain(path: Path) -> list[bytes]:
+    """The certificates of a PEM file, one at least. Raises JobError."""
     try:
         found = x509.certificates_of_pem(path.read_bytes())
     except OSError as unreadable:
@@ -116,7 +117,7 @@ def certificate_of(path: Path) -> x509.Certificate:
         raise JobError(f"{path}: {broken}", "--cert: a certificate in PEM") from broken
     if not found:
         raise JobError(f"{path}: there is no certificate in this file", "--cert: a certificate in PEM")
-    return _certificate(found[0])
+    return found
 
 
 def _openssl() -> str:
