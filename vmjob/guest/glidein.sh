@@ -190,10 +190,10 @@ nap() {
 	wait $!
 }
 
-# again TEXT: before one more try; no more time gives up with TEXT
+# again STATUS TEXT: before one more try; no more time gives up with them
 again() {
 	[ -z "$ending" ] || exit 0
-	[ "$(date +%s)" -lt "$deadline" ] || give_up 14 "$1"
+	[ "$(date +%s)" -lt "$deadline" ] || give_up "$1" "$2"
 	nap 2
 	[ -z "$ending" ] || exit 0
 }
@@ -210,7 +210,7 @@ address_of() {
 find_pool() {
 	deadline=$(($(date +%s) + reach))
 	while quietly address_of "${pool%:*}" && [ -z "$answer" ]; do
-		again "the guest finds no address of ${pool%:*}: the name is wrong, or the node's name server does not answer"
+		again 14 "the guest finds no address of ${pool%:*}: the name is wrong, or the node's name server does not answer"
 	done
 	address=$answer:${pool##*:}
 }
@@ -234,13 +234,14 @@ join_pool() {
 		*"IDTOKENS) failed"*)
 			[ "$(date +%s)" -lt "$expires" ] || give_up 15 "the token has expired"
 			refused=$((refused + 1)) # a pool in the middle of a restart may say so too
-			if [ $refused -ge 3 ] || [ "$(date +%s)" -ge "$deadline" ]; then
-				give_up 15 "the pool refuses the token: it was revoked, or by the pool's clock it has expired"
-			fi
+			set -- 15 "the pool refuses the token: it was revoked, or by the pool's clock it has expired"
+			[ $refused -lt 3 ] || give_up "$@"
+			again "$@"
+			continue
 			;;
 		esac
 		cause=$(said ERROR | sed 's/^.*ERROR: //')
-		again "the pool $pool was not reached within $reach s: ${cause:-no answer}"
+		again 14 "the pool $pool was not reached within $reach s: ${cause:-no answer}"
 	done
 	check_pools_clock
 	rm -f "$out/refused"
