@@ -58,7 +58,7 @@ def test_status_streams_inputs_outputs_and_network(cli: Cli, image: Callable[[st
     assert hole.st_size == 3 * 2**30 + 4 and hole.st_blocks * 512 < 2**20
     assert (cli.cwd / "res/d/e/link").readlink() == Path("../hole")
     result = result_of(cli.cwd / "res")
-    assert (result["boot"], result["boot_attempts"], result["outcome"]) == ("disk", 1, "program-failed")
+    assert (result["boot"], result["outcome"]) == ("disk", "program-failed") and result["boot_attempts"] <= 2
     if "NAT" in result["network"]:
         net = (cli.cwd / "res/net").read_text()
         assert "10.0.2.15/24" in net and "default via 10.0.2.2" in net and "10.0.2.3\n" in net

@@ -39,7 +39,7 @@ def test_status_streams_inputs_outputs_and_network(cli: Cli, image: str, boot: s
     assert (cli.cwd / "res/out.txt").read_text() == (cli.cwd / "res/in put/é.txt").read_text() == "text"
     assert (cli.cwd / "res/d/f").read_text() == "deep\n"
     result = result_of(cli.cwd / "res")
-    assert (result["boot"], result["boot_attempts"], result["accelerator"]["name"]) == (boot, 1, "tcg")
+    assert (result["boot"], result["accelerator"]["name"]) == (boot, "tcg") and result["boot_attempts"] <= 2
     if "NAT" in result["network"]:
         net = (cli.cwd / "res/net").read_text()
         assert "10.0.2.15/24" in net and "default via 10.0.2.2" in net and "nameserver 10.0.2.3\n" in net
