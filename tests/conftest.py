@@ -29,7 +29,8 @@ class Cli:
 
     def environment(self, extra: Optional[dict[str, str]] = None) -> dict[str, str]:
         return {**os.environ, "VMJOB_HOME": str(self.home / "store"), "VMJOB_CACHE": str(self.home / "cache"),
-                "TMPDIR": str(self.cwd / "scratch"), "PYTHONPATH": str(ROOT), **self.env, **(extra or {})}
+                "TMPDIR": str(self.cwd / "scratch"), "PYTHONPATH": f"{ROOT}:{ROOT / 'ceMon-publisher'}",
+                **self.env, **(extra or {})}
 
     def start(self, *args: Any, env: Optional[dict[str, str]] = None, **more: Any) -> subprocess.Popen[bytes]:
         (self.cwd / "scratch").mkdir(exist_ok=True)

@@ -16,7 +16,12 @@ The tree; the number is the exit status of the wrapper and of ``vmjob run``::
      ├─ JobError            200–209      the user can mend it: job file, command line, inputs
      │   ├─ InputMissing            201
      │   ├─ WalltimeTooShort        202  a glide-in would have no time for a job
-     │   └─ TokenRefused            203  a glide-in's token: expired, wrong, or of another pool
+     │   ├─ TokenRefused            203  a glide-in's token: expired, wrong, or of another pool
+     │   ├─ SiteBroken              204  what a site says of itself cannot be used (these five: site_errors.py)
+     │   ├─ NoSiteFits              205  no site that is known has what the job needs
+     │   ├─ SitesUnreachable        206  transient: what tells of sites is down or slow
+     │   ├─ SitesRefused            207  what it tells cannot be believed
+     │   └─ NodeUnchanged           208  a change of this machine was not made
      ├─ ImageError          210–219      the image maker can mend it
      │   ├─ ImageMissing            211
      │   ├─ ImageCorrupt            212  bytes are not what the digest says
@@ -34,7 +39,8 @@ The tree; the number is the exit status of the wrapper and of ``vmjob run``::
      │   ├─ Interrupted             225  transient: somebody took the slot away
      │   ├─ PolicyRefused           226  the site's policy does not let this image or job in
      │   ├─ PolicyBroken            227  transient: the site's policy cannot be read or trusted
-     │   └─ StageOutFailed          228  outputs could not be sent where they shall go: they are with the job
+     │   ├─ StageOutFailed          228  outputs could not be sent where they shall go: they are with the job
+     │   └─ RecordSpoolFull         229  transient: the site's spool takes no usage record (site_errors.py)
      ├─ HostError           230–239      the site admin can mend it; another node may do
      │   ├─ QemuMissing             231  transient
      │   ├─ KvmUnavailable          232  transient

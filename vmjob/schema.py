@@ -14,7 +14,8 @@ from typing import Any
 
 from vmjob.errors import JobError, VmjobError
 
-NAMES = ("job", "recipe", "manifest", "payload", "result", "targets", "policy", "feed", "test", "list")
+NAMES = ("job", "recipe", "manifest", "payload", "result", "targets", "policy", "feed", "test", "list", "site",
+         "site-ad")
 
 
 def schema_text(name: str) -> str:

@@ -20,14 +20,17 @@ pytestmark = pytest.mark.unit
 LAYERS = [
     {"errors", "model", "units", "process", "config", "progress", "schema", "job", "files", "manifests", "payload",
      "chirp", "glideins", "result", "tokens", "pyz", "pool_errors", "blockdev", "endorsement", "policy",
-     "verdict", "safepath", ""},
+     "verdict", "safepath", "sitead", "siteconfig", "site_errors", ""},
     {"image", "stage", "slot", "vm", "guest", "batch"},
     {"compose", "outcome", "supervise", "prepare", "bundle", "run", "submit", "planning", "api", "slotrun",
      "submission", "local", "parameters", "factory", "keeping", "logbook", "admission", "identity", "staging",
      "trying"},
     {"cli", "__main__", "__init__"},
 ]
-SHELL = [*ROOT.glob("vmjob/**/*.sh"), *ROOT.glob("wrappers/*.sh"), *(p for p in ROOT.glob(".ci/*") if p.is_file())]
+PUBLISHER = ROOT / "ceMon-publisher"
+MODULES = [*(ROOT / "vmjob").rglob("*.py"), *PUBLISHER.rglob("*.py")]
+SHELL = [*ROOT.glob("vmjob/**/*.sh"), *ROOT.glob("wrappers/*.sh"), *(p for p in ROOT.glob(".ci/*") if p.is_file()),
+         *(p for p in PUBLISHER.rglob("*") if p.is_file() and p.read_bytes().startswith(b"#!/bin/sh"))]
 
 
 def run(*argv: str) -> None:
@@ -36,7 +39,7 @@ def run(*argv: str) -> None:
 
 
 def test_ruff() -> None:
-    run("ruff", "check", "vmjob", "tests", "bench", "examples")
+    run("ruff", "check", "vmjob", "ceMon-publisher", "tests", "bench", "examples")
 
 
 def test_mypy() -> None:
@@ -93,14 +96,23 @@ def test_only_the_cli_prints_and_exits() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_publisher_uses_the_library_and_never_the_reverse() -> None:
+    wrong = [str(path) for path in (ROOT / "vmjob").rglob("*.py") if "cemon_publisher" in path.read_text()]
+    for path in PUBLISHER.rglob("*.py"):
+        prints = re.compile(r"^\s*(print|sys\.exit)\(|vmjob\.cli", re.M)
+        if path.stem not in ("cli", "__main__") and prints.search(path.read_text()):
+            wrong.append(str(path))
+    assert not wrong, "\n".join(wrong)
+
+
 def test_only_process_starts_programs() -> None:
     doors = re.compile(r"\bsubprocess\.(run|Popen|call|check_\w+)\(|\bos\.(system|popen|fork|spawn\w+)\(")
-    found = {p.name for p in (ROOT / "vmjob").rglob("*.py") if doors.search(p.read_text())}
+    found = {p.name for p in MODULES if doors.search(p.read_text())}
     assert found == {"process.py"}
 
 
 def test_modules_stay_small() -> None:
-    long = {str(p.relative_to(ROOT)): n for p in (ROOT / "vmjob").rglob("*.py")
+    long = {str(p.relative_to(ROOT)): n for p in MODULES
             if (n := len(p.read_text().splitlines())) > 300}
     assert not long
 
