@@ -25,8 +25,8 @@ KVM, TCG = "kvm", "tcg"
 class SiteImage:
     """An image that jobs may run at a site. ``digest``: the manifest's, ``sha256:…``. ``identifier``, ``version``: of
     its entry in the list that endorses it, ``endorser`` the DN who signed ``list``; all empty for one that the site
-    trusts by itself. ``vos``: whose jobs may. ``size``: bytes that travel; ``memory`` (bytes), ``cpus``: what a guest of
-    it needs; ``expires``: seconds since 1970. 0 and empty: not known, or never. ``uri``: where it can be fetched."""
+    trusts by itself. ``vos``: whose jobs may. ``size``: bytes that travel; ``memory`` (bytes), ``cpus``: what a guest
+    of it needs; ``expires``: seconds since 1970. 0 and empty: not known, or never. ``uri``: where it can be fetched."""
 
     name: str
     digest: str

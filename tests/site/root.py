@@ -17,7 +17,7 @@ from tests.site.layout import NODE_CACHE, ROOTS, SITE
 AS_ROOT = ["unshare", "--user", "--map-auto", "--map-root-user", "--mount"]
 SUITE = "trixie"
 PACKAGES = ("condor", "qemu-system-x86", "qemu-utils", "passt", "iproute2", "python3", "procps", "openssh-client",
-            "openssh-server", "ca-certificates")
+            "openssh-server", "ca-certificates", "bdii", "slapd", "ldap-utils")
 # Mount points, as nothing can be made in a read-only root, and programs that are only weight.
 FINISH = f"""
 set -e
