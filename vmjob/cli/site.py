@@ -1,0 +1,232 @@
+"""``vmjob site``: for the admins of sites. Each sub-verb has a function that adds it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+if TYPE_CHECKING:
+    from vmjob.node.plan import Plan
+    from vmjob.node.tree import Tree
+    from vmjob.poolview import View
+    from vmjob.vm.doctor import Check
+
+_EXAMPLES = """\
+examples:
+  vmjob site check                                    what does this node lack for virtual machines?
+  vmjob site enable-kvm --users alice,bob --dry-run   what would change, to let these two use KVM?
+  vmjob site disable                                  undo what enable-kvm did
+"""
+_CHECK = """\
+examples:
+  vmjob site check                            this node, and all nodes of its HTCondor pool
+  vmjob site check --quiet                    only what is not well; nothing printed where all is (for cron)
+  vmjob site check --pool cm.example.org      the nodes of this pool
+  vmjob site check --no-pool --json           this node alone, for programs
+
+The exit status is 0 where virtual machines run on this node, well or not so well, and 230 where they cannot.
+"""
+_ENABLE = """\
+examples:
+  vmjob site enable-kvm --users alice,bob --dry-run
+  vmjob site enable-kvm --map /etc/condor-ce/mapfiles.d --map /etc/grid-security/grid-mapfile
+  vmjob site enable-kvm --map users.txt --group vmjob --root /srv/node-image
+
+A map is an HTCondor-CE mapfile (METHOD PRINCIPAL USER), a grid-mapfile ("DN" USER; .atlas stands for atlas001,
+atlas002 and so on), or a list of accounts, one a line; a folder stands for the files in it. Accounts that this node
+does not have are left out, and told. What is done a second time changes nothing; vmjob site disable undoes it.
+"""
+_DISABLE = """\
+examples:
+  vmjob site disable --dry-run
+  vmjob site disable
+
+Only what vmjob site enable-kvm did on this node is undone (it is in /var/lib/vmjob/enabled.json): who was in the group
+before stays in it, and a file that was changed since stays and is named.
+"""
+
+
+def add_verbs(verbs: Any) -> None:
+    """The verb ``site`` with its own verbs."""
+    site = verbs.add_parser("site", help="for admins: let virtual machines into this node, and say so",
+                            description="Let virtual machines into this node, and say so.", epilog=_EXAMPLES,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    nouns = site.add_subparsers(dest="what", metavar="WHAT", required=True)
+    _add_check(nouns)
+    _add_enable(nouns)
+    _add_disable(nouns)
+    from vmjob.cli import advertise
+
+    advertise.add(nouns)
+
+
+def _noun(nouns: Any, name: str, text: str, examples: str, handler: Any) -> Any:
+    one = nouns.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=examples,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    one.add_argument("--json", action="store_true", help="print the answer as JSON")
+    one.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+    one.set_defaults(handler=handler)
+    return one
+
+
+# ---------------------------------------------------------------- check
+
+
+def _add_check(nouns: Any) -> None:
+    one = _noun(nouns, "check", "all that a node needs for virtual machines, with the fix of each fault", _CHECK, check)
+    one.add_argument("-q", "--quiet", action="store_true", help="print only what is not well")
+    one.add_argument("--fresh", action="store_true", help="test KVM again instead of using the remembered answer")
+    pool = one.add_mutually_exclusive_group()
+    pool.add_argument("--pool", metavar="HOST[:PORT]", help="the collector to ask for all nodes (default: where this "
+                                                            "machine has an HTCondor, its pool's)")
+    pool.add_argument("--no-pool", action="store_true", help="look at this node only")
+
+
+def check(args: argparse.Namespace) -> int:
+    """This node line by line, then every node of the pool; 230 where no VM can run here."""
+    from dataclasses import asdict
+
+    from vmjob import config, nodecheck
+    from vmjob.api import default_scratch
+    from vmjob.vm.doctor import FAILURE, worst
+
+    if args.fresh:
+        (config.cache_dir() / "probe.json").unlink(missing_ok=True)
+    checks = nodecheck.examine(default_scratch())
+    if not args.json:  # a pool may take its time
+        _print_checks(checks, args.quiet)
+    view, complaint = _pool(args)
+    more = [complaint] if complaint else []
+    failed = worst([*checks, *more]) == FAILURE
+    if args.json:
+        pool = view and {"pool": view.pool, "nodes": [asdict(one) for one in view.nodes], "silent": view.silent}
+        print(json.dumps({"ok": not failed, "checks": [asdict(one) for one in checks + more], "pool": pool}, indent=1))
+        return 230 if failed else 0
+    _print_checks(more, args.quiet)
+    if view:
+        _print_view(view, args.quiet)
+    return 230 if failed else 0
+
+
+def _pool(args: argparse.Namespace) -> tuple[Optional[View], Optional[Check]]:
+    """What the pool says of its nodes, or why it does not."""
+    from vmjob import poolview
+    from vmjob.errors import VmjobError
+    from vmjob.vm.doctor import FAILURE, WARNING, Check
+
+    if args.no_pool or not (args.pool or poolview.here()):
+        return None, None
+    try:
+        return poolview.look(args.pool or ""), None
+    except VmjobError as error:
+        return None, Check("pool", FAILURE if args.pool else WARNING, error.message, error.hint)
+
+
+def _print_checks(checks: Sequence[Check], quiet: bool) -> None:
+    from vmjob.cli.machine import lines
+    from vmjob.vm.doctor import OK
+
+    for line in lines([one for one in checks if not quiet or one.level != OK], sys.stdout.isatty()):
+        print(line, flush=True)
+
+
+def _print_view(view: View, quiet: bool) -> None:
+    """One line a node."""
+    from vmjob.cli.tables import table
+
+    rows = []
+    for node in view.nodes:
+        remark = "; ".join(filter(None, (node.offline, *node.problems)))
+        if remark or not quiet:
+            rows.append([node.machine, "yes" if node.has else "offline", node.accel, str(node.running), str(node.free),
+                         node.version, remark or node.reason])
+    rows += [[name, "", "", "", "", "", "says nothing of vmjob: no hook there (vmjob site enable-kvm writes it)"]
+             for name in view.silent]
+    if rows:
+        print(f"\n{len(view.nodes) + len(view.silent)} nodes in {view.pool}"
+              if not quiet else f"\nnodes in {view.pool} that are not well")
+        print(table(["NODE", "VMS", "ACCEL", "RUNNING", "FREE", "VERSION", "REMARK"], rows))
+
+
+# ---------------------------------------------------------------- enable-kvm, disable
+
+
+def _add_enable(nouns: Any) -> None:
+    one = _noun(nouns, "enable-kvm", "let the jobs of some users use KVM on this node", _ENABLE, enable)
+    one.add_argument("--group", metavar="GROUP", help="the group that may open /dev/kvm; made if it is missing "
+                                                      "(default: kvm)")
+    one.add_argument("--users", metavar="USER[,USER]", action="append", default=[], help="accounts to let in")
+    one.add_argument("--map", metavar="FILE", action="append", default=[], dest="maps",
+                     help="a compute element's map of users (repeatable)")
+    _changing(one)
+
+
+def _add_disable(nouns: Any) -> None:
+    _changing(_noun(nouns, "disable", "undo on this node what enable-kvm did", _DISABLE, disable))
+
+
+def _changing(one: Any) -> None:
+    one.add_argument("--dry-run", action="store_true", help="print what would change; change nothing")
+    one.add_argument("--root", metavar="DIR", default="/", help="a tree other than this node's, such as an image's")
+
+
+def enable(args: argparse.Namespace) -> int:
+    """Print the diff, then apply it. Raises NodeUnchanged."""
+    from vmjob.node import enabling, plan
+    from vmjob.site_errors import NodeUnchanged
+
+    tree = _tree(args.root)
+    notes: list[str] = []
+    known = enabling.users_of(tree)
+    users = [who for part in args.users for who in part.split(",") if who]
+    if not users and not args.maps:
+        raise NodeUnchanged("whom to let in was not said", "name accounts with --users, or a compute element's --map")
+    found = enabling.chosen(users, [Path(name) for name in args.maps], known)
+    wanted = [*found.users, *([enabling.DAEMON] if enabling.DAEMON in known else [])]
+    notes += found.odd
+
+    def work_out(notes: list[str]) -> Plan:
+        state = enabling.look(tree, args.group, enabling.startd_text(), notes)
+        return plan.enable(state, args.group or (state.record.group if state.record else "kvm"), wanted)
+
+    return _change(args, tree, work_out, notes)
+
+
+def disable(args: argparse.Namespace) -> int:
+    """Print the diff, then apply it. Raises NodeUnchanged."""
+    from vmjob.node import enabling, plan
+
+    tree = _tree(args.root)
+    return _change(args, tree, lambda notes: plan.disable(enabling.look(tree, None, "", notes)), [])
+
+
+def _tree(root: str) -> Tree:
+    from vmjob.node.tree import Tree
+    from vmjob.site_errors import NodeUnchanged
+
+    if not Path(root).is_dir():
+        raise NodeUnchanged(f"--root {root}: there is no such folder", "name the root of an unpacked system")
+    return Tree(Path(root))
+
+
+def _change(args: argparse.Namespace, tree: Tree, work_out: Any, notes: list[str]) -> int:
+    from vmjob.cli.report import say
+    from vmjob.node import enabling
+
+    wanted: Plan = work_out(notes)
+    diff = wanted.diff()
+    notes += [*wanted.notes, *enabling.hints(tree, wanted)]
+    if not args.json:
+        print(diff or "nothing to change", end="" if diff else "\n", flush=True)
+    changed = not args.dry_run and not (wanted.empty and enabling.recorded(tree, wanted))
+    if changed:
+        notes += enabling.apply(tree, wanted, lambda: work_out([]))
+    if args.json:
+        print(json.dumps({"changed": changed and not wanted.empty, "diff": diff, "notes": notes}, indent=1))
+    for note in notes:
+        say(note)
+    return 0

@@ -1,0 +1,1 @@
+"""Letting virtual machines into a node: what is changed for it, and how that is undone."""
