@@ -21,15 +21,15 @@ for word in "$@"; do
     before=$word
 done
 
-# "attach console|shell": started beside a running job, to look into its guest
+# "attach console|shell": started beside a running job, to look into its guest; "site …": for the node, and no job
 look=''
-case ${1-} in attach) look=1 ;; esac
+case ${1-} in attach | site) look=1 ;; esac
 
 # The submit side reads result.json; $1 is the reason, $2 the next action, $3 exit status, $4 its name, $5 transient.
 # No word of them comes from outside, so they need no quoting for JSON.
 give_up() {
     echo "vmjob-wrapper: $1; $2" >&2
-    [ -z "$look" ] || exit "$3" # the result is the job's, who runs beside
+    [ -z "$look" ] || exit "$3" # a result would be the job's, who runs beside
     rm -f "$here/token" "$here"/token-* || : # a secret is not left lying about
     for folder in . "${_CONDOR_SCRATCH_DIR:-.}"; do
         if [ -w "$folder" ]; then
@@ -53,12 +53,14 @@ EOF
 [ -r "$here/vmjob.pyz" ] || give_up "vmjob.pyz is not beside vmjob-wrapper.sh" \
     "send the whole payload folder as vmjob pack made it" 200 JobError false
 
-if [ "$look" ]; then
-    shift
-    set -- slot-attach "$@"
-else
-    set -- slot-run --payload "$here" "$@"
-fi
+case ${1-} in
+    attach)
+        shift
+        set -- slot-attach "$@"
+        ;;
+    site) ;;
+    *) set -- slot-run --payload "$here" "$@" ;;
+esac
 
 for python in ${VMJOB_PYTHON:+"$VMJOB_PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 \
     platform-python /usr/libexec/platform-python /usr/bin/python3; do
