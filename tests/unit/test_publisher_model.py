@@ -1,0 +1,321 @@
+"""What the publisher makes of a site: its nodes by kind, its images by VO, and what nobody may write."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cemon_publisher import images, probing, texts
+from cemon_publisher.listed import Entry, Known
+from cemon_publisher.probing import Seen
+
+from vmjob import nodead, nodekinds, policy, sitead, siteconfig
+from vmjob.endorsement import Endorsement, Endorser
+from vmjob.model import Boot, ImageFile, Manifest, Network
+from vmjob.site_errors import SiteBroken, SitesUnreachable
+from vmjob.sitead import KVM, TCG, NodeAd
+from vmjob.siteconfig import Site
+
+pytestmark = pytest.mark.unit
+
+GIB = 2**30
+NOW = 1795003200.0
+DN, CA = "/DC=org/DC=example/CN=Ada", "/DC=org/DC=example/CN=CA"
+NODE = NodeAd("n1.example.org", True, KVM, "", (), ("nat", "isolated", "none"), 128 * GIB, 32, "0.6", 10, 2, 5, "",
+              int(NOW) - 60, 64, 256 * GIB, (), "x86_64", "debian", "12", (), int(NOW) + 900)
+
+
+# ---------------------------------------------------------------- nodes
+
+
+def test_nodes_of_one_kind_are_put_together() -> None:
+    """Also where their memory differs by what the kernel took, and the one that is off."""
+    ads = [replace(NODE, machine=f"n{n}", memory=NODE.memory - n * 2**20) for n in range(5)]
+    off = replace(NODE, machine="n9", has=False, accel=TCG, offline="3 runs failed", networks=(), max_memory=0, free=0)
+    old = replace(NODE, machine="old", accel=TCG, reason="no /dev/kvm", cpus=8, memory=32 * GIB, max_memory=16 * GIB,
+                  max_cpus=4, networks=("nat",))
+    kvm, tcg = probing.kinds([Seen(one) for one in (old, *ads, off)])
+    assert (kvm.name, kvm.accel, kvm.total, kvm.online) == ("kvm-64cpus-256gib", KVM, 6, 5)
+    assert (kvm.free, kvm.running, kvm.occupied) == (50, 12, 30)  # what runs on the one that is off runs
+    assert (kvm.max_memory, kvm.max_cpus, kvm.networks) == (128 * GIB, 32, ("nat", "isolated", "none"))
+    assert kvm.memory == NODE.memory - 4 * 2**20  # what each of them has
+    assert (tcg.name, tcg.total, tcg.online, tcg.reason) == ("tcg-8cpus-32gib", 1, 1, "no /dev/kvm")
+
+
+def test_nodes_that_differ_in_what_a_guest_gets_are_told_apart() -> None:
+    found = probing.kinds([Seen(NODE), Seen(replace(NODE, machine="2", networks=("none",))),
+                         Seen(replace(NODE, machine="3", max_memory=2 * GIB))])
+    assert [one.total for one in found] == [1, 1, 1] and len({one.name for one in found}) == 3
+
+
+def test_only_nodes_that_are_off() -> None:
+    (one,) = probing.kinds([Seen(replace(NODE, has=False, offline="the test guest hung")), Seen(NODE, "old")])
+    assert (one.total, one.online, one.free, one.reason) == (2, 0, 0, "the test guest hung")
+    assert probing.kinds([]) == ()
+
+
+def test_what_nodes_write_becomes_one_line() -> None:
+    (one,) = probing.kinds([Seen(replace(NODE, reason="no\nkvm\x1b[2J", os="de\nbian", networks=("nat", "x\ny")))])
+    assert (one.reason, one.os, one.networks) == ("no kvm [2J", "de bian", ("nat", "x y"))
+
+
+def test_a_site_has_so_many_kinds_at_most() -> None:
+    ads = [Seen(replace(NODE, machine=str(n), max_cpus=n, cpus=n)) for n in range(1000)]
+    found = probing.kinds(ads)
+    assert len(found) <= nodekinds.KINDS and sum(one.online for one in found) == 1000
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Any:
+    def call(**changed: Any) -> Site:
+        file = tmp_path / "site.yaml"
+        body = {"name": "EXAMPLE", "nodes": {"files": f"{tmp_path}/nodes/*.json"}, **changed}
+        file.write_text(yaml.safe_dump(body))
+        (tmp_path / "nodes").mkdir(exist_ok=True)
+        return siteconfig.load(file)
+
+    return call
+
+
+def put(site: Site, name: str, body: Any, age: float = 0) -> None:
+    path = site.file.parent / "nodes" / name
+    path.write_text(body if isinstance(body, str) else json.dumps(body))
+    os.utime(path, (NOW - age, NOW - age))
+
+
+def test_files_of_nodes(site: Any) -> None:
+    here, notes = site(), list[str]()
+    put(here, "a.json", nodead.to_json(NODE))
+    put(here, "a-before.json", nodead.to_json(replace(NODE, free=99)), age=60)  # the same node
+    put(here, ".a.json.new", "{")
+    put(here, "b.json", nodead.to_json(replace(NODE, machine="late", expires=int(NOW) - 7200)))
+    put(here, "c.json", nodead.to_json(replace(NODE, machine="old", expires=0)), age=9 * 3600)
+    put(here, "d.json", "{" * 100_000)
+    put(here, "e.json", {"schema": 1, "machine": "odd", "has": "yes"})
+    found = {one.ad.machine: one for one in probing.probe(here, NOW, notes.append)}
+    assert sorted(found) == ["late", "n1.example.org", "old"]
+    assert not found["n1.example.org"].trouble and found["n1.example.org"].ad.free == 10
+    assert "2.0 hours ago" in found["late"].trouble and "9.0 hours ago" in found["old"].trouble
+    assert [kind.online for kind in probing.kinds(list(found.values()))] == [1]
+    assert len(notes) == 4 and any("d.json" in one for one in notes) and any("e.json" in one for one in notes)
+
+
+def test_no_node_at_all_is_a_failure_and_not_an_empty_site(site: Any) -> None:
+    here = site()
+    with pytest.raises(SitesUnreachable, match="no file tells of a node"):
+        probing.probe(here, NOW, lambda _: None)
+    put(here, "a.json", "")
+    with pytest.raises(SitesUnreachable, match=r"a\.json"):
+        probing.probe(here, NOW, lambda _: None)
+    with pytest.raises(SitesUnreachable, match="No such file"):
+        probing.probe(site(nodes={"files": "/nonexistent/*.json"}), NOW, lambda _: None)
+    with pytest.raises(SiteBroken, match="only in the last part"):
+        probing.probe(site(nodes={"files": "/*/x.json"}), NOW, lambda _: None)
+    with pytest.raises(SiteBroken, match="nodes: the key is missing"):
+        probing.probe(replace(here, nodes=None), NOW, lambda _: None)
+
+
+# ---------------------------------------------------------------- what an admin writes
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"description": "all well\ndn: o=grid"}, "description"),
+    ({"description": "all well dn: o=grid"}, "description: 'dn:' begins a new entry"),
+    ({"contact": "DN:x"}, "contact"),
+    ({"country": "Pol\u202eand"}, r"country: there is a character U\+202E"),
+    ({"description": "one\u2028two"}, r"U\+2028"), ({"description": "one\x85two"}, r"U\+0085"),
+    ({"names": {"sha256:" + "a" * 64: "dn: x"}}, r"names\.sha256:a+: 'dn:'"),
+    ({"names": {"star": "star"}}, "'star' is no digest"),
+    ({"vos": ["star", "star"]}, "vos: star stands there twice"),
+    ({"elements": [{"host": "ce"}, {"host": "ce"}]}, "elements: ce/default stands there twice"),
+    ({"elements": [{"host": "a", "url": "condor-ce://ce"}, {"host": "b", "url": "condor-ce://ce"}]}, "condor-ce://ce"),
+    ({"elements": [{"host": "a", "url": "ldap://h/dn:x"}]}, r"elements\.0\.url"),
+])
+def test_what_cannot_be_published_names_its_key(site: Any, changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(SiteBroken, match=said) as wrong:
+        texts.check(site(**changed))
+    assert "site.yaml" in wrong.value.message and wrong.value.hint
+
+
+def test_a_good_configuration(site: Any) -> None:
+    texts.check(site(description="Gdańsk – „małe” <Tier-2> & co", vos=["star", "atlas"],
+                     elements=[{"host": "ce"}, {"host": "ce", "queue": "long"}]))
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    ("one\ntwo\0three\x1b[31m", "one two three [31m"), ("a\u202eb\u2028c\x85d", "a b c d"), ("\ud800x", "x"),
+    ("  ", ""), ("x" * 2000, "x" * 999 + "…"), ("żółw", "żółw"), ("dn: o=grid", "dn: o=grid")])
+def test_what_endorsers_write_becomes_one_line(text: str, line: str) -> None:
+    assert sitead.line(text) == line
+    sitead.line(text).encode()
+
+
+# ---------------------------------------------------------------- images
+
+
+def manifest(name: str, number: int = 0, **changed: Any) -> Manifest:
+    return Manifest(name, (ImageFile("disk", "disk.qcow2", "qcow2", 1000, f"{number:064x}", 4096),), (Boot.DISK,),
+                    **changed)
+
+
+def entry(made: Manifest, dn: str = DN, tested: float = 0.0, identifier: str = "list-1") -> Entry:
+    said = Endorsement(identifier, "7", Endorser(dn, CA), f"id-{made.name}", made.name, made.digest, NOW + 86400,
+                       tested=tested)
+    return Entry(made, said, "3", "Debian", "12", "https://example.org/")
+
+
+def known(*entries: Entry, withdrawn: tuple[str, ...] = ()) -> Known:
+    found = Known(withdrawn={digest: "the list withdrew it" for digest in withdrawn})
+    for one in entries:
+        found.entries.setdefault(one.manifest.digest, []).append(one)
+    return found
+
+
+@pytest.fixture
+def may(tmp_path: Path) -> Any:
+    """What a policy (or several) makes of entries."""
+    def call(document: Any, known: Known, **changed: Any) -> images.Allowed:
+        rules = []
+        for number, one in enumerate(document if isinstance(document, list) else [document]):
+            path = tmp_path / f"policy{number}.yaml"
+            path.write_text(yaml.safe_dump(one))
+            path.chmod(0o644)
+            rules.append(policy.load(path))
+        return images.allowed(Site(tmp_path / "site.yaml", "EXAMPLE", **changed), rules, [known] * len(rules), NOW)
+
+    return call
+
+
+ADA = {"ada": {"dn": DN, "ca": CA}}
+VOS = {"star": {"groups": ["star", "starprod"]}, "atlas": {"groups": "atl*", "issuers": "https://atlas.example.org/"}}
+ONE, TWO = manifest("one", 1), manifest("two", 2)
+SIGNED = {"endorsers": ADA, "vos": VOS, "rules": [{"allow": "signed", "endorser": "ada"}]}
+
+
+def names(found: images.Allowed) -> dict[str, tuple[str, ...]]:
+    return {one.name: one.vos for one in found.images}
+
+
+def test_a_vo_sees_what_its_jobs_may_run(may: Any) -> None:
+    rules = [{"allow": "star", "vo": "star", "image": "*one"}, {"allow": "atlas", "vo": "atlas", "image": "*two"}]
+    found = may({"endorsers": ADA, "vos": VOS, "rules": rules}, known(entry(ONE), entry(TWO)), vos=("star", "atlas"))
+    assert names(found) == {"one": ("star",), "two": ("atlas",)}
+    assert found.vos == ("star", "atlas") and found.unlisted == ()
+    (one, _) = found.images
+    assert (one.version, one.identifier, one.endorser, one.list, one.os) == ("3", "id-one", DN, "list-1", "Debian")
+    assert one.expires == NOW + 86400 and one.uri == "https://example.org/"
+
+
+@pytest.mark.parametrize(("rule", "seen"), [
+    ({"allow": "x"}, True),
+    ({"allow": "x", "tested": True}, False),
+    ({"allow": "x", "memory": "128MiB"}, False),  # the image needs more
+    ({"allow": "x", "networks": "isolated"}, True),
+    ({"allow": "x", "networks": []}, None),
+    ({"allow": "x", "group": "starprod", "vo": "star"}, True),  # some job of hers may
+    ({"allow": "x", "user": "bob"}, False),
+    ({"allow": "x", "fqan": "/star/Role=production"}, False),
+    ({"refuse": "x", "vo": "star"}, False),
+])
+def test_the_verdict_is_the_policys(may: Any, rule: dict[str, Any], seen: object) -> None:
+    document = {"endorsers": ADA, "vos": VOS, "rules": [rule]}
+    if seen is None:
+        with pytest.raises(Exception, match="it is empty"):
+            may(document, known(entry(ONE)), vos=("star",))
+    else:
+        assert bool(may(document, known(entry(ONE)), vos=("star",)).images) is seen
+
+
+def test_a_rule_against_one_group_leaves_the_others(may: Any) -> None:
+    """All facts of a VO at once would make one job of them that is refused."""
+    rules = [{"refuse": "no production here", "group": "starprod"}, {"allow": "star", "vo": "star"}]
+    assert names(may({"endorsers": ADA, "vos": VOS, "rules": rules}, known(entry(ONE)), vos=("star",)))
+    rules = [{"refuse": "none at all", "group": "star*"}, {"allow": "star", "vo": "star"}]
+    assert not names(may({"endorsers": ADA, "vos": VOS, "rules": rules}, known(entry(ONE)), vos=("star",)))
+
+
+def test_a_vo_that_the_policy_does_not_know_is_only_said_to_be_one(may: Any) -> None:
+    rules = {"endorsers": ADA, "vos": VOS, "rules": [{"allow": "all VOs", "vo": "*"}]}
+    found = may(rules, known(entry(ONE)), vos=("star", "cms"))
+    assert names(found) == {"one": ("star",)} and found.vos == ("star",)
+    assert names(may(SIGNED, known(entry(ONE)), vos=("star", "cms"))) == {"one": ("star", "cms")}
+
+
+def test_without_vos_of_the_site_those_of_the_policy_and_all_others(may: Any) -> None:
+    assert names(may(SIGNED, known(entry(ONE)))) == {"one": ("*",)}
+    rules = [{"allow": "star", "vo": "star"}]
+    assert names(may({**SIGNED, "rules": rules}, known(entry(ONE)))) == {"one": ("star",)}
+    rules = [{"refuse": "not these", "vo": "star"}, {"allow": "all"}]
+    found = may({**SIGNED, "rules": rules}, known(entry(ONE)))
+    assert names(found) == {"one": ("atlas",)}  # all but star: "*" would be a lie
+
+
+def test_denied_and_withdrawn_images_are_gone(may: Any) -> None:
+    both = known(entry(ONE), entry(TWO))
+    assert sorted(names(may(SIGNED, both))) == ["one", "two"]
+    assert sorted(names(may({**SIGNED, "deny": [ONE.digest]}, both))) == ["two"]
+    assert sorted(names(may({**SIGNED, "deny": [f"sha256:{TWO.files[0].sha256}"]}, both))) == ["one"]
+    assert sorted(names(may(SIGNED, known(entry(ONE), entry(TWO), withdrawn=(TWO.digest,))))) == ["one"]
+    assert sorted(names(may({"deny": [ONE.digest]}, both))) == ["two"]
+
+
+def test_all_policies_must_allow(may: Any) -> None:
+    found = may([SIGNED, {"deny": [ONE.digest], "limits": {"memory": "4GiB"}}], known(entry(ONE), entry(TWO)))
+    assert sorted(names(found)) == ["two"] and found.limits.memory == 4 * GIB
+    assert found.unlisted == ()  # the second one would
+
+
+def test_who_is_not_believed_endorses_nothing(may: Any) -> None:
+    eve = entry(ONE, dn="/CN=Eve")
+    assert not names(may(SIGNED, known(eve)))
+    # nor names what others endorse
+    other = entry(replace(ONE, name="evil"), dn="/CN=Eve", identifier="list-0")
+    assert list(names(may(SIGNED, known(other, entry(ONE))))) == ["one"]
+
+
+def test_trusted_digests_are_published_without_a_list(may: Any) -> None:
+    rules = {"trust": [ONE.digest], "rules": [{"allow": "x", "endorser": "site"}]}
+    assert list(names(may(rules, known()))) == [ONE.digest[7:19]]
+    assert list(names(may(rules, known(), names=((ONE.digest, "ours"),)))) == ["ours"]
+
+
+def test_unlisted_is_for_whom_the_policy_asks_no_endorsement(may: Any) -> None:
+    rules = [{"allow": "star", "vo": "star", "unsigned": True, "lifetime": "2h"}, {"allow": "atlas", "vo": "atlas"}]
+    found = may({"endorsers": ADA, "vos": VOS, "rules": rules}, known(), vos=("star", "atlas", "cms"))
+    assert (found.images, found.unlisted) == ((), ("star",))
+    assert found.vos == ("star", "atlas")  # atlas brings a signed list with the job
+    assert found.limits.lifetime is None  # of atlas' jobs
+    free = may({"limits": {"lifetime": "3d", "cpus": 8}}, known(), vos=("star",))
+    assert (free.unlisted, free.limits.lifetime, free.limits.cpus) == (("star",), 3 * 86400, 8)
+
+
+def test_limits_are_the_most_that_anybody_gets(may: Any) -> None:
+    rules = [{"allow": "star", "vo": "star", "memory": "4GiB", "networks": ["isolated"], "cpus": 2},
+             {"allow": "atlas", "vo": "atlas", "memory": "8GiB", "networks": ["none"], "cpus": 1}]
+    limits = may({"endorsers": ADA, "vos": VOS, "rules": rules, "limits": {"lifetime": "1d"}}, known(entry(ONE)),
+                 vos=("star", "atlas")).limits
+    assert (limits.memory, limits.cpus, limits.lifetime) == (8 * GIB, 2, 86400)
+    assert limits.networks == (Network.ISOLATED, Network.NONE)
+    nobody = may({"endorsers": ADA, "vos": VOS, "rules": [], "limits": {"cpus": 3}}, known(entry(ONE)))
+    assert (nobody.images, nobody.vos, nobody.limits.cpus) == ((), (), 3)
+
+
+@pytest.mark.parametrize("other", ["one", "ONE"])
+def test_two_images_with_one_name(may: Any, other: str) -> None:
+    """And one that is not published is in nobody's way."""
+    twin = manifest(other, 9)
+    if other == "ONE":
+        assert len(names(may(SIGNED, known(entry(ONE), entry(twin))))) == 2
+        return
+    with pytest.raises(SiteBroken, match="two images are called one") as wrong:
+        may(SIGNED, known(entry(ONE), entry(twin)))
+    assert ONE.digest in wrong.value.message and twin.digest in wrong.value.message and "names:" in wrong.value.hint
+    assert len(names(may(SIGNED, known(entry(ONE), entry(twin)), names=((twin.digest, "one-new"),)))) == 2
+    assert len(names(may({**SIGNED, "deny": [twin.digest]}, known(entry(ONE), entry(twin))))) == 1
+    with pytest.raises(SiteBroken):  # vm_one_x is asked for by both
+        may(SIGNED, known(entry(manifest("one+x")), entry(manifest("one_x", 3))))
