@@ -1,0 +1,155 @@
+"""``vmjob sites --for`` and ``vmjob submit --to any``: why a site fits a job or not, and what was chosen."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+from vmjob.cli import report
+from vmjob.cli.jobs import job_of
+from vmjob.errors import ImageMissing, JobError
+from vmjob.site_errors import NoSiteFits
+
+if TYPE_CHECKING:
+    from vmjob.matching import Match, Needs
+    from vmjob.model import Job
+    from vmjob.sites.reading import Found
+    from vmjob.submission import Submitted
+
+# what job_of asks for besides the options that vmjob sites has
+_NONE: dict[str, Any] = {"name": None, "disk": None, "input": [], "output": [], "outputs_to": None, "env": [],
+                         "user": None, "boot": None}
+
+
+def asked(args: argparse.Namespace) -> bool:
+    """Does ``vmjob sites`` have a job to explain sites by? Raises JobError for options that need one."""
+    if args.job or args.image:
+        if args.name:
+            raise JobError(f"{args.name}: with --for and --image all sites are explained", "leave the name out")
+        return True
+    for key in ("cpus", "memory", "walltime", "accel", "network", "requirements"):
+        if getattr(args, key):
+            raise JobError(f"--{key} is about a job", "say which: --for JOB.yaml or --image IMAGE")
+    return False
+
+
+def forget(args: argparse.Namespace) -> None:
+    """``--forget``."""
+    from vmjob import sitememory
+
+    if args.forget:
+        try:
+            sitememory.forget()
+        except OSError as refused:
+            raise JobError(f"{sitememory.path()}: cannot be removed: {refused.strerror}",
+                           "check its folder's permissions") from refused
+
+
+def needs_of(args: argparse.Namespace, vo: str) -> Needs:
+    """What the job of the options needs. An image that is not in the user's store is looked for by its name."""
+    from vmjob import placing
+    from vmjob.matching import Needs
+
+    job, _ = job_of(argparse.Namespace(**{**vars(args), **_NONE, "command": None if args.job else ["true"]}))
+    try:
+        return placing.needs_here(job, vo, args.carry_image)
+    except ImageMissing:
+        if args.job or "/" in job.image or job.image.startswith("sha256:"):
+            raise
+        report.say(f"the image {job.image} is not in your store: any that a site calls so will do")
+        return Needs(job.image, "", job.resources.memory or 0, job.resources.cpus or 1, job.resources.walltime or 0,
+                     job.resources.walltime or 0, job.network.value, args.accel == "kvm", vo)
+
+
+def sites(args: argparse.Namespace) -> int:
+    """``vmjob sites --for``: 0 where some site fits, else the status of NoSiteFits."""
+    from vmjob.cli.sites import found
+    from vmjob.sites import sources
+
+    if args.requirements:
+        return _requirements(args, needs_of(args, args.vo if args.vo is not None else sources.load().vo))
+    needs = needs_of(args, "")  # what is wrong with the job is said before anybody is asked
+    answer, vo = found(args)
+    return _explain(args, answer, replace(needs, vo=vo))
+
+
+def _requirements(args: argparse.Namespace, needs: Needs) -> int:
+    from vmjob.requirements import expression
+
+    text = expression(needs, args.requirements)
+    report.show(json.dumps({"dialect": args.requirements, "requirements": text}) if args.json else text)
+    return 0
+
+
+def _explain(args: argparse.Namespace, answer: Found, needs: Needs) -> int:
+    from vmjob.placing import candidates
+
+    ranked = candidates(needs, answer.sites)
+    fit = [one for one in ranked if one.ok]
+    if args.json:
+        report.show(json.dumps({"needs": asdict(needs), "sites": [_document(one) for one in ranked],
+                                "troubles": [{"kind": one.kind, "message": one.message} for one in answer.troubles],
+                                "notes": list(answer.notes)}, indent=1))
+        return 0 if fit else NoSiteFits.status
+    for number, one in enumerate(ranked):
+        report.show("\n".join(_lines(one, number == 0 and one.ok)))
+    report.say(f"{len(fit)} of {len(ranked)} compute elements fit" + (
+        f"; vmjob submit --to any would take {fit[0].site}" if fit else ""))
+    return 0 if fit else NoSiteFits.status
+
+
+def _lines(one: Match, first: bool) -> list[str]:
+    """``+`` speaks for it, ``-`` against, ``?`` cannot be known or is a doubt."""
+    head = f"{one.site}  {one.element.url}  " + ("fits, the best" if first else "fits" if one.ok else "does not fit")
+    marks = [("-" if not each.good else "+" if each.sure else "?", each.text) for each in one.reasons]
+    marks.sort(key=lambda each: "-+?".index(each[0]))
+    return [_tame(head), *(_tame(f"  {mark} {text}") for mark, text in marks)]
+
+
+def _document(one: Match) -> dict[str, Any]:
+    return {"site": one.site, "url": one.element.url, "kind": one.element.kind, "fits": one.ok,
+            "score": round(one.score, 3), "free": one.free, "waiting": one.element.waiting,
+            "reasons": [asdict(each) for each in one.reasons]}
+
+
+def _tame(text: str) -> str:
+    return report.tame(text.encode()).decode()
+
+
+# ---------------------------------------------------------------- vmjob submit
+
+
+def submit(args: argparse.Namespace, job: Job, base: Path) -> int:
+    """``vmjob submit --to any``."""
+    from vmjob import placing
+    from vmjob.cli.batch import parameters_of
+    from vmjob.cli.sites import found
+
+    if args.results:
+        raise JobError("--results is for the target local", "other results are brought by: vmjob fetch ID -o DIR")
+    wanted = parameters_of(args)
+    answer, vo = found(args)
+    ranked = placing.candidates(placing.needs_here(job, vo, args.carry_image), answer.sites)
+    done = placing.submit_to_any(job, base, ranked, wanted, report.choose(json=args.json), args.carry_image)
+    if not args.json:
+        report.say(f"{done.match.site} was chosen: " + "; ".join(each.text for each in done.match.reasons))
+    tell(done.submitted, done.match.element.url, args.json, {
+        "site": done.match.site, "reasons": [asdict(each) for each in done.match.reasons],
+        "failed": [{"site": one.site, "url": one.element.url, "kind": error.kind, "message": error.message}
+                   for one, error in done.failed]})
+    return 0
+
+
+def tell(done: Submitted, to: Optional[str], as_json: bool, more: Optional[dict[str, Any]] = None) -> None:
+    """What was queued, and the next thing to do, in words that work as they are."""
+    if as_json:
+        print(json.dumps({"id": str(done.cluster), "jobs": done.jobs, "name": done.name, "target": done.target,
+                          **(more or {})}))
+        return
+    print(f"{done.cluster}: {done.jobs} job{'' if done.jobs == 1 else 's'} named {done.name} at {done.target}")
+    where = f" --to {shlex.quote(to)}" if to else ""
+    report.say(f"next: vmjob wait{where} {done.cluster} && vmjob fetch{where} {done.cluster}")

@@ -1,0 +1,37 @@
+"""The options of ``vmjob sites --for`` and ``vmjob submit --to any``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmjob.cli.options import carry_option
+
+DIALECTS = ("jdl", "classad", "old", "ce")
+
+
+def any_options(verb: Any) -> None:
+    """Where ``--to any`` looks for a site (--from has another meaning there)."""
+    verb.add_argument("--sites", metavar="URL", action="append", default=[], dest="sources",
+                      help="(--to any) ask this for sites, as vmjob sites --from (repeatable)")
+    verb.add_argument("--vo", metavar="VO", help="(--to any) whose job it is (default: vo: in sites.yaml)")
+    verb.add_argument("--fresh", action="store_true", help="(--to any) ask for sites again, though it was just done")
+
+
+def for_options(verb: Any) -> None:
+    """What ``vmjob sites`` explains sites by."""
+    verb.add_argument("--for", metavar="JOB.yaml", dest="job", help="say for each site why this job can go there or "
+                      "not, the best first: it is what vmjob submit --to any would take; the exit status is 205 where "
+                      "none fits")
+    verb.add_argument("--image", metavar="IMAGE", help="the same for a job with this image, or for the job with it in "
+                      "place of its own")
+    verb.add_argument("--cpus", type=int, metavar="N", help="and these virtual CPUs")
+    verb.add_argument("--memory", metavar="SIZE", help="and this memory of the guest")
+    verb.add_argument("--walltime", metavar="TIME", help="and this longest time")
+    verb.add_argument("--accel", choices=("auto", "kvm", "tcg"), help="and this accelerator")
+    verb.add_argument("--network", choices=("nat", "isolated", "none"), help="and this network")
+    carry_option(verb)
+    verb.add_argument("--forget", action="store_true", help="forget what is remembered of failures at sites: for some "
+                      "hours they are pushed back")
+    verb.add_argument("--requirements", choices=DIALECTS, help="(with --for or --image) ask nobody, and print "
+                      "what other systems find such sites by: Requirements of a JDL file, requirements of an HTCondor "
+                      "job for ReSS' ads (classad; old for OLD_CLASSAD), a constraint for schedd ads (ce)")

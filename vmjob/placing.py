@@ -1,0 +1,136 @@
+"""``vmjob submit --to any``: a job goes to the best of the sites that fit."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmjob import matching, sitememory, submission
+from vmjob.batch import reach, targets
+from vmjob.errors import JobError, VmjobError
+from vmjob.matching import Match, Needs, Reason
+from vmjob.model import Accel, Job, Manifest
+from vmjob.pool_errors import NameTaken, NoSlotFits, PoolError
+from vmjob.progress import Reporter
+from vmjob.site_errors import NoSiteFits
+from vmjob.sitead import SiteAd
+
+if TYPE_CHECKING:
+    from vmjob.batch.description import Parameters
+    from vmjob.batch.targets import Target
+
+_SHOWN = 10  # sites in one message
+
+
+@dataclass(frozen=True)
+class Placed:
+    """``match``: where it went, and why; ``failed``: those that were tried before, and what they said."""
+
+    submitted: submission.Submitted
+    match: Match
+    failed: tuple[tuple[Match, VmjobError], ...] = ()
+
+
+def needs_of(job: Job, manifest: Manifest, vo: str = "", carry: bool = False) -> Needs:
+    """What ``job`` asks of a site, as its submission would. ``vo``: empty, if nobody said; ``carry``: as
+    submit.carried. Pure."""
+    request = submission.request_of(job, manifest)
+    return Needs(image=manifest.name, digest=manifest.digest, memory=submission.memory_of(job, manifest),
+                 cpus=request.cpus, walltime=job.resources.walltime or 0, slot_walltime=request.walltime or 0,
+                 network=job.network.value, kvm=job.accel is Accel.KVM, vo=vo,
+                 way=matching.SOURCES if manifest.sources and not carry else matching.CARRIED, arch=manifest.arch)
+
+
+def needs_here(job: Job, vo: str = "", carry: bool = False) -> Needs:
+    """The same, with the image looked up in the user's store. Raises ImageMissing, ImageError."""
+    from vmjob import config
+    from vmjob.image.store import Store
+
+    manifest = Store(config.store_dir()).resolve(job.image)[0]
+    return needs_of(job, manifest, vo, carry)
+
+
+def candidates(needs: Needs, ads: Iterable[SiteAd]) -> list[Match]:
+    """All elements of all sites, best first, those that do not fit last, with what is remembered of them."""
+    now = time.time()
+    found, memory = [], {}
+    known = sitememory.recall()
+    for one in matching.matches(needs, ads, now):
+        try:
+            if one.element.kind in matching.SUBMITTED_TO:
+                memory[one.element.url] = known.get(targets.at(one.element.url).url, [])
+        except JobError as wrong:
+            one = replace(one, ok=False, reasons=(*one.reasons, Reason(False, wrong.message)))
+        found.append(one)
+    return matching.rank(found, memory, now)
+
+
+def submit_to_any(job: Job, base: Path, ranked: Sequence[Match], parameters: Parameters, reporter: Reporter,
+                  carry: bool = False) -> Placed:
+    """Queue the jobs at the first of ``ranked`` that fits and takes them, all or nothing at each. Where one may have
+    taken them without our hearing so, none is tried after it. Raises NoSiteFits; as submission.submit_job does, with
+    the failures of all that were tried."""
+    failed: list[tuple[Match, VmjobError]] = []
+    tried = set()
+    for match in ranked:
+        if not match.ok or match.element.url in tried:
+            continue
+        tried.add(match.element.url)
+        target = targets.at(match.element.url)
+        try:
+            _ask(target, reporter)
+            done = submission.submit_job(_of_site(job, match.site), base, target, parameters, reporter, carry)
+        except NameTaken:
+            raise  # else it would be there twice
+        except PoolError as failure:
+            if failure.unsure:
+                failure.hint = ("the jobs may be in its queue, so no other site was tried; when it is back: vmjob "
+                                f"status --to {match.element.url}")
+                raise
+            reporter.note(f"{match.site} did not take it: {failure.message}")
+            failed.append((match, failure))
+            continue
+        return Placed(done, match, tuple(failed))
+    raise _all_failed(failed) if failed else nothing_fits(job.name, ranked)
+
+
+def _ask(target: Target, reporter: Reporter) -> None:
+    try:
+        reach.check(target, reporter)
+    except PoolError as failure:
+        sitememory.note(target.url, failure)
+        raise
+
+
+def _of_site(job: Job, site: str) -> Job:
+    """A glide-in tells the pool where it is, by the name that the site has itself."""
+    if job.glidein is None or job.glidein.site:
+        return job
+    return replace(job, glidein=replace(job.glidein, site=re.sub(r"[^A-Za-z0-9._-]+", "-", site)))
+
+
+def nothing_fits(name: str, ranked: Sequence[Match]) -> NoSiteFits:
+    """The failure, with the weightiest reason of each site."""
+    if not ranked:
+        return NoSiteFits(f"no site is known that {name} could go to", "vmjob sites shows those that are; its --help "
+                          "tells how to name where they are read from")
+    lines = [f"{one.site}: {one.against[0].text}" for one in ranked[:_SHOWN]]
+    more = [f"… and {len(ranked) - _SHOWN} more"] if ranked[_SHOWN:] else []
+    return NoSiteFits("\n  ".join([f"no site fits {name}", *lines, *more]),
+                      "vmjob sites --for JOB.yaml tells all that each site lacks")
+
+
+def _all_failed(failed: Sequence[tuple[Match, VmjobError]]) -> VmjobError:
+    """One that may pass stands for all."""
+    first = next((error for _, error in failed if error.transient), failed[0][1])
+    if len(failed) == 1:
+        return first
+    lines = [f"{match.site}: {error.message}" for match, error in failed]
+    every = all(isinstance(error, NoSlotFits) for _, error in failed)
+    return type(first)("\n  ".join(["of the sites that fit none took the job", *lines]),
+                       "lower what the job asks for" if every else "try again later; vmjob sites --for JOB.yaml shows "
+                       "what is remembered of each")
