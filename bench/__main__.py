@@ -11,7 +11,7 @@ from bench.common import ROUNDS, Bench, Row
 
 # in the order of the issue; each module has ``measure(bench) -> list[Row]``
 PARTS = ("pack", "verify", "cache", "lists", "fetch", "run", "debian", "outputs", "start", "many", "layers",
-         "staging", "pool", "glidein")
+         "staging", "pool", "publish", "glidein")
 
 
 def main() -> int:

@@ -27,9 +27,9 @@ print(time.perf_counter() - start)
 def measure(bench: Bench) -> list[Row]:
     rows = []
     with bench.folder() as work:
-        _authority(work)
+        authority(work)
         for name, own in (("as the EGI AppDB lists them", False), ("with their manifests", True)):
-            digest, sha512 = _list(work, own)
+            digest, sha512 = signed_list(work, own)
 
             def ours(digest: str = digest, sha512: str = sha512) -> float:
                 done = execute([sys.executable, "-c", _VERIFY, work / "list", work / "ca", digest, sha512],
@@ -50,7 +50,8 @@ def measure(bench: Bench) -> list[Row]:
     return rows
 
 
-def _authority(work: Path) -> None:
+def authority(work: Path) -> None:
+    """A hashed folder ``ca`` with one authority; of Ada, whom it certified, ``cert`` and ``key``."""
     (work / "ca").mkdir()
     request = ["-newkey", "rsa:2048", "-nodes", "-keyout"]
     execute([tool("openssl"), "req", "-x509", *request, work / "ca.key", "-out", work / "ca/ca.pem", "-subj",
@@ -61,7 +62,7 @@ def _authority(work: Path) -> None:
     execute([tool("openssl"), "rehash", work / "ca"])
 
 
-def _list(work: Path, own: bool) -> tuple[str, str]:
+def signed_list(work: Path, own: bool, count: int = _IMAGES) -> tuple[str, str]:
     """Write the signed ``list``; digest (of lists with manifests) and SHA-512 of its last image."""
     from vmjob.endorsement import Endorser
     from vmjob.image import endorse, imagelist
@@ -69,11 +70,11 @@ def _list(work: Path, own: bool) -> tuple[str, str]:
 
     now, images, digest, sha512 = time.time(), [], "", ""
     heading = endorse.Heading("bench", "1", now, now + 86400, "bench", "https://example.org/images.list")
-    for number in range(_IMAGES):
+    for number in range(count):
         sha512 = hashlib.sha512(str(number).encode()).hexdigest()
         files = tuple(ImageFile(role, role, form, 123456789, sha512[:64]) for role, form in (
             ("kernel", "bzimage"), ("initrd", "cpio"), ("disk", "qcow2")))
-        made = Manifest("last" if number == _IMAGES - 1 else f"image-{number}", files, (Boot.JOB, Boot.SYSTEM),
+        made = Manifest("last" if number == count - 1 else f"image-{number}", files, (Boot.JOB, Boot.SYSTEM),
                         sources=(f"https://images.example.org/{number}/",), made_from=("debian=12",))
         entry: dict[str, Any] = endorse.entry(made, sha512, heading, group="bench")
         if not own:

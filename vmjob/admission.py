@@ -34,11 +34,12 @@ _LOGGED = 300  # characters of one value: a line must fit into a message of 1 Ki
 @dataclass(frozen=True)
 class Admission:
     """``decision`` None: nobody has a say here. ``slot``: what is left of it within the policies' limits; ``hint``:
-    what whoever was refused can do."""
+    what whoever was refused can do. ``vos``: those that the policies find whoever asks in."""
 
     decision: Optional[Decision]
     slot: Slot
     hint: str = ""
+    vos: tuple[Fact, ...] = ()
 
 
 def admit(payload: Payload, slot: Slot, *, now: Optional[float] = None) -> Admission:
@@ -68,11 +69,12 @@ def admit(payload: Payload, slot: Slot, *, now: Optional[float] = None) -> Admis
 
 def _ask(paths: Sequence[Path], payload: Payload, slot: Slot, facts: tuple[Fact, ...], now: float) -> Admission:
     from vmjob.policy import Limits, load
-    from vmjob.verdict import decide
+    from vmjob.verdict import decide, vos_of
 
-    verdicts = []
+    verdicts, vos = [], []
     for path in paths:
         policy = load(path)
+        vos += vos_of(policy, facts)
         verdicts.append(decide(policy, question(policy, payload.job, payload.manifest, payload.lists, facts, now)))
         if not verdicts[-1].allowed:
             break
@@ -81,7 +83,7 @@ def _ask(paths: Sequence[Path], payload: Payload, slot: Slot, facts: tuple[Fact,
     decision = Decision(last.allowed, reason, next((one.endorser for one in verdicts if one.endorser), ""),
                         tuple(map(str, paths)))
     limits = reduce(Limits.also, (one.limits for one in verdicts))
-    return Admission(decision, _narrowed(slot, payload.job, limits) if last.allowed else slot, last.hint)
+    return Admission(decision, _narrowed(slot, payload.job, limits) if last.allowed else slot, last.hint, tuple(vos))
 
 
 def _narrowed(slot: Slot, job: Job, limits: Limits) -> Slot:
@@ -114,11 +116,11 @@ def question(policy: Policy, job: Job, manifest: Manifest, lists: Sequence[Path]
 
 def _listed(asked: Asked, policy: Policy, lists: Sequence[Path]) -> Asked:
     """With what the site's subscribed lists and those that came with the job say of the image."""
-    followed = _followed(policy)
-    if followed:
+    folders = followed(policy)
+    if folders:
         from vmjob.image.subscriptions import listed, message_of
 
-        known = [(folder, one) for folder in followed for one in listed(folder)]
+        known = [(folder, one) for folder in folders for one in listed(folder)]
         gone = [one.withdrawn[asked.digest] for _, one in known if asked.digest in one.withdrawn]
         asked = replace(asked, withdrawn=gone[0]) if gone else asked
         lists = [*(message_of(folder, one) for folder, one in known if asked.digest in one.images), *lists]
@@ -135,7 +137,7 @@ def _listed(asked: Asked, policy: Policy, lists: Sequence[Path]) -> Asked:
         except EndorsementRefused as wrong:
             refused.append(wrong.message)
             continue
-        old = outdated(signed, followed)
+        old = outdated(signed, folders)
         if image and not old:
             found.append(signed.endorsement(image))
         else:
@@ -144,7 +146,7 @@ def _listed(asked: Asked, policy: Policy, lists: Sequence[Path]) -> Asked:
     return replace(asked, endorsements=tuple(found), uncounted=tuple(refused))
 
 
-def _followed(policy: Policy) -> list[Path]:
+def followed(policy: Policy) -> list[Path]:
     """The folder of the lists that the site is subscribed to, if it is. Raises PolicyBroken where a user could have
     put an older list there, or where it cannot be read: that withdraws nothing."""
     from vmjob.policy import SUBSCRIPTIONS, owners

@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
+from vmjob import classads
+from vmjob.classads import Value
 from vmjob.errors import ChirpFailed, ImageMissing
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vmjob.chirp")
 
-Value = Union[bool, int, float, str]
 _T = TypeVar("_T")
 
 PIECE = 4 * 2**20
@@ -205,16 +206,8 @@ def unavailable(what: str) -> ChirpFailed:
 
 
 def literal(value: Value) -> str:
-    """A value as ClassAds write it. Text becomes one printable line: nothing in it can end the string."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float):
-        return repr(value) if value == value and abs(value) != float("inf") else "undefined"
-    # old ClassAds take a backslash as itself, new ones as an escape; both read this alike
-    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(value.split())).replace("\\", "/")
-    return '"' + _cut(line).replace('"', '\\"') + '"'
+    """A value as ClassAds write it, no longer than the starter takes."""
+    return classads.literal(_cut(classads.line(value)) if isinstance(value, str) else value)
 
 
 def _cut(text: str) -> str:

@@ -7,8 +7,10 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vmjob.verdict import Fact
+if TYPE_CHECKING:
+    from vmjob.verdict import Fact
 
 log = logging.getLogger("vmjob.run")
 
@@ -20,8 +22,10 @@ def who(environ: Mapping[str, str]) -> tuple[Fact, ...]:
     HTCondor: the schedd sets them when it has checked the token, a user's own setting of them is ignored, and the job's
     ad was written by the starter, as the file's owner tells. Not vouched for: VO and FQAN of an X.509 proxy in that ad,
     because HTCondor reads them from the proxy without checking the signature of the VO."""
-    found = [Fact("user", _user_name(os.getuid()), "the kernel", True)]
-    found += [Fact("group", _group_name(gid), "the kernel", True) for gid in sorted({os.getgid(), *os.getgroups()})]
+    from vmjob.verdict import Fact
+
+    found = [Fact("user", user_name(os.getuid()), "the kernel", True)]
+    found += [Fact("group", group_name(gid), "the kernel", True) for gid in sorted({os.getgid(), *os.getgroups()})]
     return (*found, *_of_ad(environ.get("_CONDOR_JOB_AD", "")))
 
 
@@ -30,6 +34,7 @@ def known_user(name: str, even_unknown: bool = False) -> tuple[Fact, ...]:
     import pwd
 
     from vmjob.errors import JobError
+    from vmjob.verdict import Fact
 
     user = Fact("user", name, "the kernel", True)
     try:
@@ -39,21 +44,13 @@ def known_user(name: str, even_unknown: bool = False) -> tuple[Fact, ...]:
             return (user,)
         raise JobError(f"--as {name}: this machine has no such user",
                        "say her groups too (--group), and she need not exist") from unknown
-    return (user, *(Fact("group", _group_name(gid), "the kernel", True) for gid in sorted(set(gids))))
+    return (user, *(Fact("group", group_name(gid), "the kernel", True) for gid in sorted(set(gids))))
 
 
 def _of_ad(path: str) -> list[Fact]:
-    if not path:
-        return []
-    from vmjob.slot.sources import classad
-    try:
-        # the owner of what is read, not of what lay there a moment before
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            ours = _by_htcondor(os.fstat(file.fileno())) and Path(path).name == ".job.ad"
-            ad = classad(file.read(2**20).decode(errors="replace"))
-    except OSError as unreadable:
-        log.warning("_CONDOR_JOB_AD names %s, which cannot be read: %s", path, unreadable.strerror)
-        return []
+    from vmjob.verdict import Fact
+
+    ad, ours = job_ad(path)
     found = []
     for key, kind, proved in (("authtokenissuer", "issuer", True), ("authtokengroups", "fqan", True),
                               ("x509userproxyvoname", "vo", False), ("x509userproxyfirstfqan", "fqan", False)):
@@ -62,6 +59,21 @@ def _of_ad(path: str) -> list[Fact]:
             if value:
                 found.append(Fact(kind, value, by if ours else f"the file {path}", proved and ours))
     return found
+
+
+def job_ad(path: str) -> tuple[dict[str, str], bool]:
+    """The job's ad, names in lower case, and whether HTCondor wrote it."""
+    if not path:
+        return {}, False
+    from vmjob.slot.sources import classad
+    try:
+        # the owner of what is read, not of what lay there a moment before
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            ours = _by_htcondor(os.fstat(file.fileno())) and Path(path).name == ".job.ad"
+            return classad(file.read(2**20).decode(errors="replace")), ours
+    except OSError as unreadable:
+        log.warning("_CONDOR_JOB_AD names %s, which cannot be read: %s", path, unreadable.strerror)
+        return {}, False
 
 
 def _by_htcondor(found: os.stat_result) -> bool:
@@ -77,7 +89,7 @@ def _by_htcondor(found: os.stat_result) -> bool:
         and not found.st_mode & 0o022
 
 
-def _user_name(uid: int) -> str:
+def user_name(uid: int) -> str:
     import pwd
 
     try:
@@ -86,7 +98,7 @@ def _user_name(uid: int) -> str:
         return str(uid)
 
 
-def _group_name(gid: int) -> str:
+def group_name(gid: int) -> str:
     import grp
 
     try:

@@ -20,7 +20,11 @@ from vmjob.progress import Reporter, Stages
 from vmjob.result import Decision, Failure, Result, Staged
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmjob.guest.channel import Channel
+    from vmjob.verdict import Fact
+    from vmjob.vm.net import Traffic
 
 log = logging.getLogger("vmjob.run")
 
@@ -52,9 +56,14 @@ class Run:
     stop: str = ""
     send_to: str = ""  # where outputs go, empty for back with the job
     decision: Optional[Decision] = None
+    vos: tuple[Fact, ...] = ()  # that the site's policy finds whoever asks in
     staged: tuple[Staged, ...] = ()
     worker: str = ""  # the guest's name in the pool of a glide-in
     glidein: Optional[Worked] = None
+    accounted: bool = False  # somebody wants to know these, while it goes on too:
+    paused: bool = False  # the guest stands still because we were told so
+    cpu_now: Optional[Callable[[], float]] = None  # CPU seconds of the QEMU that runs
+    traffic: list[Traffic] = field(default_factory=list)  # one for each boot with a network
     started: float = field(default_factory=time.time)
     clock: float = field(default_factory=time.monotonic)
 

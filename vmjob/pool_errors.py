@@ -6,7 +6,10 @@ from vmjob.errors import VmjobError
 
 
 class PoolError(VmjobError):
+    """``unsure``: of a submission: its jobs may be in the queue all the same."""
+
     status = 190
+    unsure = False
 
 
 class PoolUnreachable(PoolError):

@@ -35,7 +35,8 @@ def prepare(this: Run, image: Image, folder: Path, stack: ExitStack) -> tuple[Vm
         disks.create_overlay(folder / files.overlay, manifest.virtual_size)
     if this.job.outputs:
         disks.create_output_disk(folder / files.output_disk, this.granted.disk + _TAR_ROOM)
-    link = stack.enter_context(net.network(this.job.network, this.qemu, folder))
+    link = stack.enter_context(net.network(this.job.network, this.qemu, folder, this.accounted))
+    this.traffic += [link.traffic] if link.traffic else []
     this.network = link.description
     if this.job.network is Network.NAT and link.kind == "isolated":
         this.reporter.note(f"network: {link.description}")

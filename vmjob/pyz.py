@@ -20,6 +20,9 @@ from vmjob.errors import VmjobError
 from vmjob.payload import WRAPPER
 
 PYZ = "vmjob.pyz"
+# beside the payload's wrapper: HTCondor's startd hook, and the configuration that starts it
+HOOK, SNIPPET = "vmjob-startd.sh", "99-vmjob-node.conf"
+_WRAPPERS = (WRAPPER, HOOK, SNIPPET)
 OLDEST = (3, 9)
 # Distribution → folder of the module in it that travels.
 CARRIED = {"PyYAML": "yaml", "qemu.qmp": "qemu/qmp", "requests": "requests", "urllib3": "urllib3", "idna": "idna",
@@ -87,25 +90,26 @@ def _made_from() -> str:
     for distribution, module in CARRIED.items():
         # an installer writes into the folder anew
         seen.append(f"{distribution}:{module}:{_module_folder(module, distribution).stat().st_mtime_ns}")
-    text = "\n".join([*seen, hashlib.sha256(wrapper_text()).hexdigest(), sys.version])
+    text = "\n".join([*seen, hashlib.sha256(b"".join(map(wrapper_text, _WRAPPERS))).hexdigest(), sys.version])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _contents() -> Iterator[tuple[str, bytes]]:
     yield "__main__.py", _MAIN.encode()
     yield "qemu/__init__.py", b""  # a namespace package elsewhere; zipimport wants a folder entry or this
-    yield f"vmjob/wrappers/{WRAPPER}", wrapper_text()
+    wrappers = {f"vmjob/wrappers/{name}": wrapper_text(name) for name in _WRAPPERS}
+    yield from wrappers.items()
     own = Path(vmjob.__file__).parent
-    yield from _folder(own, "vmjob", leave_out=f"vmjob/wrappers/{WRAPPER}")
+    yield from ((name, data) for name, data in _folder(own, "vmjob") if name not in wrappers)
     for distribution, module in CARRIED.items():
         yield from _licences(distribution)
         yield from _folder(_module_folder(module, distribution), module)
 
 
-def _folder(folder: Path, name: str, leave_out: str = "") -> Iterator[tuple[str, bytes]]:
+def _folder(folder: Path, name: str) -> Iterator[tuple[str, bytes]]:
     for path in folder.rglob("*"):
         inside = f"{name}/{path.relative_to(folder).as_posix()}"
-        if path.is_file() and inside != leave_out and not _LEFT_OUT.search(inside):
+        if path.is_file() and not _LEFT_OUT.search(inside):
             yield inside, path.read_bytes()
 
 
@@ -160,17 +164,17 @@ def _module_folder(module: str, distribution: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def wrapper_text() -> bytes:
-    """The wrapper script: package data of an installation, or a neighbour in a checkout."""
+def wrapper_text(name: str = WRAPPER) -> bytes:
+    """A file of wrappers/: package data of an installation, or a neighbour in a checkout."""
     import pkgutil
 
     try:
-        data = pkgutil.get_data("vmjob", f"wrappers/{WRAPPER}")
+        data = pkgutil.get_data("vmjob", f"wrappers/{name}")
     except OSError:
         data = None
     if data is not None:
         return data
-    neighbour = Path(vmjob.__file__).parent.parent / "wrappers" / WRAPPER
+    neighbour = Path(vmjob.__file__).parent.parent / "wrappers" / name
     try:
         return neighbour.read_bytes()
     except OSError as missing:

@@ -13,11 +13,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Optional
 
-from vmjob import compose, config
+from vmjob import accounting, compose, config, runs
 from vmjob.errors import OutputMissing, OutputTooLarge, PolicyRefused, VmjobError
 from vmjob.glideins import FOLDER, times
 from vmjob.job import check_address
-from vmjob.model import Fetch, Payload, Slot
+from vmjob.model import Fetch, Image, Payload, Slot
 from vmjob.outcome import Run, failure_from_os, keep_result
 from vmjob.progress import Reporter
 from vmjob.result import Result
@@ -47,6 +47,7 @@ def run(payload: Payload, slot: Slot, store: Store, *, results: Optional[Path] =
         try:
             if results is not None:
                 outer.enter_context(claim(results))
+            outer.enter_context(accounting.recorded(this))
             with ExitStack() as stack:
                 try:
                     _walk(this, store, signals, stack, fetch)
@@ -69,10 +70,8 @@ def run(payload: Payload, slot: Slot, store: Store, *, results: Optional[Path] =
 
 
 def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Optional[Fetch]) -> None:
-    from vmjob.slot.grant import grant, overhead_of
+    from vmjob.slot.grant import grant
     from vmjob.slot.scratch import scratch
-    from vmjob.supervise import Guest
-    from vmjob.vm import probe
 
     job, manifest = this.payload.job, this.payload.manifest
     with this.stages.stage("stage"):
@@ -95,6 +94,19 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
         image = store.open(manifest, this.payload.image_files, this.reporter, fetch, folder)
     if this.bytes_image:
         this.reporter.note(f"fetched {format_size(this.bytes_image)} of the image {manifest.name}")
+    with runs.registered(manifest.digest, store.root):  # the node's admin hears of it, and of what is the node's fault
+        _in_guest(this, image, folder, signals, stack)
+    if this.send_to and this.channel and this.channel.exit_status == 0:  # of a failed program they stay with the job
+        with this.stages.stage("send"):
+            _send(this)
+
+
+def _in_guest(this: Run, image: Image, folder: Path, signals: Signals, stack: ExitStack) -> None:
+    from vmjob.slot.grant import grant, overhead_of
+    from vmjob.supervise import Guest
+    from vmjob.vm import probe
+
+    job, manifest = this.payload.job, this.payload.manifest
     with this.stages.stage("probe"):
         this.qemu = probe.find_qemu()
         this.accel = probe.choose_accel(job.accel, this.qemu)
@@ -112,9 +124,6 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
             _learn(this, stopped=guest.stopped is not None)
     if guest.stopped:
         raise guest.stopped
-    if this.send_to and this.channel and this.channel.exit_status == 0:  # of a failed program they stay with the job
-        with this.stages.stage("send"):
-            _send(this)
 
 
 def _admit(this: Run) -> None:
@@ -122,7 +131,7 @@ def _admit(this: Run) -> None:
     from vmjob.admission import admit
 
     admitted = admit(this.payload, this.slot)
-    this.slot, this.decision = admitted.slot, admitted.decision
+    this.slot, this.decision, this.vos = admitted.slot, admitted.decision, admitted.vos
     if this.decision and not this.decision.allowed:
         raise PolicyRefused(this.decision.reason, admitted.hint)
 

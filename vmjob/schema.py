@@ -15,7 +15,7 @@ from typing import Any
 from vmjob.errors import JobError, VmjobError
 
 NAMES = ("job", "recipe", "manifest", "payload", "result", "targets", "policy", "feed", "test", "list", "site",
-         "site-ad")
+         "site-ad", "sites", "node-ad", "usage")
 
 
 def schema_text(name: str) -> str:

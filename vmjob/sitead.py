@@ -55,7 +55,8 @@ class SiteImage:
 @dataclass(frozen=True)
 class Element:
     """A compute element. ``url``: what ``vmjob submit --to`` takes. ``kind``: condor-ce or arc; ``batch``: the system
-    behind it (condor, slurm, pbs, …). ``max_walltime``: seconds, 0: no limit."""
+    behind it (condor, slurm, pbs, …). ``max_walltime``: seconds, 0: no limit. ``waiting``: jobs in its queue that do
+    not run yet, 0: none, or not known."""
 
     host: str
     url: str
@@ -64,6 +65,7 @@ class Element:
     batch_version: str = ""
     queue: str = "default"
     max_walltime: int = 0
+    waiting: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,13 @@ def tag_of_digest(digest: str) -> str:
     return "vm_" + digest.replace(":", "_")
 
 
+def line(text: object, longest: int = 1000) -> str:
+    """One printable line. Also no bidirectional marks, and no halves of characters, which have no UTF-8."""
+    words = "".join(c if c.isprintable() else " " for c in str(text)[:longest * 4]).split()
+    whole = " ".join(words)
+    return whole if len(whole) <= longest else whole[:longest - 1].rstrip() + "…"
+
+
 def covers(vos: tuple[str, ...], vo: str) -> bool:
     """Is ``vo`` among these?"""
     return ANYBODY in vos or vo in vos
@@ -166,7 +175,9 @@ class NodeAd:
     ``images``: digests that need not be fetched here any more. ``max_memory``: bytes, of one guest. ``running``: guests
     now; ``free``: how many more of the default size could start; ``occupied``: CPUs that are claimed, by guests and
     by other jobs. ``checked``: when a test guest last ran, seconds since 1970. ``cpus``, ``memory`` (bytes) of the
-    whole node."""
+    whole node. ``arch``, ``os``, ``os_version``: of the node, ``ID`` and ``VERSION_ID`` of /etc/os-release; in a pool
+    the machine ad has them already (Arch, OpSysName, OpSysMajorVer). ``failing``: users of the node whose VMs fail here
+    though a test guest runs. ``expires``: seconds since 1970, from when on this says nothing any more; 0: not known."""
 
     machine: str
     has: bool
@@ -185,6 +196,11 @@ class NodeAd:
     cpus: int = 0
     memory: int = 0
     problems: tuple[str, ...] = ()
+    arch: str = "x86_64"
+    os: str = ""
+    os_version: str = ""
+    failing: tuple[str, ...] = ()
+    expires: int = 0
 
 
 # Attributes of a machine ad, and of a CE's (HasVM and VM_* are the vm universe's, and never set from here). Memory in
@@ -196,5 +212,6 @@ MAX_MEMORY, MAX_CPUS, MAX_WALLTIME = "VmjobMaxMemory", "VmjobMaxCpus", "VmjobMax
 VERSION = "VmjobVersion"
 FREE, RUNNING, OCCUPIED = "VmjobFree", "VmjobRunning", "VmjobOccupied"
 OFFLINE, CHECKED, PROBLEMS = "VmjobOfflineReason", "VmjobChecked", "VmjobProblems"
+FAILING, EXPIRES = "VmjobFailing", "VmjobExpires"
 # of a site, not of a node
 SITE, VOS, UNLISTED, DIGEST = "VmjobSite", "VmjobVOs", "VmjobUnlisted", "VmjobDigest"

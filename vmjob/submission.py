@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob import bundle, config, submit
 from vmjob.batch.description import Parameters, Request, Submission, token_names
+from vmjob.batch.nodes import Needs
 from vmjob.errors import FolderBusy, JobError, OutputMissing, OutputRefused, VmjobError
 from vmjob.files import place, real_kind, write_secret
 from vmjob.glideins import SYSTEM_DISK
@@ -152,6 +153,14 @@ def request_of(job: Job, manifest: Manifest, extra_disk: int = 0) -> Request:
                    walltime=wants.walltime + _SPARE_TIME if wants.walltime else None)
 
 
+def node_needs(job: Job, manifest: Manifest) -> Needs:
+    """What the job asks of nodes that say what they do with VMs. Pure."""
+    from vmjob.model import Accel
+
+    return Needs(memory_of(job, manifest), job.network.value, network_must=job.glidein is not None,
+                 kvm=job.accel is Accel.KVM, emulated=job.accel is Accel.TCG)
+
+
 def _image_room(manifest: Manifest) -> int:
     """Bytes for the image: a node without a cache keeps it in the job's own scratch, and what other programs bring is
     there twice for a moment. Pure."""
@@ -167,7 +176,7 @@ def _submission(payload: Payload, parameters: Parameters, files: tuple[str, ...]
         request=request_of(payload.job, manifest, 2 * archive + _image_room(manifest)),
         image_files={file.sha256: payload.image_files[file.role] for file in manifest.files
                      if file.role in payload.image_files},
-        tokens=token_names(parameters.count) if payload.job.glidein else ())
+        tokens=token_names(parameters.count) if payload.job.glidein else (), needs=node_needs(payload.job, manifest))
 
 
 # ---------------------------------------------------------------- results

@@ -111,6 +111,7 @@ class Guest:
 
         spec, link = prepare(self.this, self.image, self.folder, self._stack)
         self._machine = self._stack.enter_context(Machine(spec, self.folder, link))
+        self.this.cpu_now = self._machine.qemu.cpu_now
         import asyncio  # QEMU is on its way: what is imported from here on costs the run nothing
 
         self._loop = asyncio.new_event_loop()
@@ -240,14 +241,14 @@ class Guest:
     async def _pause(self, number: int) -> None:
         if self._machine and self._session:
             await self._machine.pause()
-            self._session.paused = True
+            self._session.paused = self.this.paused = True
         if number == signal.SIGTSTP:
             os.kill(os.getpid(), signal.SIGSTOP)  # Ctrl-Z gives the terminal back, as with any program
 
     async def _resume(self) -> None:
         if self._machine and self._session:
             await self._machine.resume()
-            self._session.paused = False
+            self._session.paused = self.this.paused = False
 
     def _spawn(self, work: Any) -> None:
         assert self._loop
@@ -278,6 +279,7 @@ class Guest:
                 self.this.console_tail = session.console_tail
         self._stack.close()
         if machine:
+            self.this.cpu_now, self.this.paused = None, False
             self.this.cpu_seconds += machine.cpu_seconds
             self.this.peak_memory = max(self.this.peak_memory, machine.peak_memory)
             self.this.stop = machine.stopped_by

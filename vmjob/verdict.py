@@ -87,7 +87,7 @@ def decide(policy: Policy, asked: Asked) -> Verdict:
     if policy.rules is None:
         found = Verdict(True, f"{policy.file}: it has no rules, and does not deny {image}")
         return _within(policy.limits, asked, found, str(policy.file))
-    facts = (*asked.facts, *_vos(policy, asked.facts))
+    facts = (*asked.facts, *vos_of(policy, asked.facts))
     believed = _believed(policy, asked)
     steps = []
     for rule in policy.rules:
@@ -103,7 +103,7 @@ def decide(policy: Policy, asked: Asked) -> Verdict:
     return _no_rule(policy, asked, image, steps)
 
 
-def _vos(policy: Policy, facts: Sequence[Fact]) -> list[Fact]:
+def vos_of(policy: Policy, facts: Sequence[Fact]) -> list[Fact]:
     """The VOs that who asks is of, by what the policy says of them."""
     found = []
     for vo in policy.vos:

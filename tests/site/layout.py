@@ -63,16 +63,18 @@ class Host:
         return self.pool == self.name
 
 
-VO, CE = "vo.vmjob.test", "ce.vmjob.test"
+VO, CE, C2 = "vo.vmjob.test", "ce.vmjob.test", "c2.vmjob.test"
 MANAGER = ("COLLECTOR", "NEGOTIATOR", "SCHEDD")
 HOSTS = {host.name: host for host in (
     Host("vo", 10, VO, "vo", MANAGER, ("ada",)),
     Host("ce", 20, CE, "ce", MANAGER, ("alice", "bob")),
     Host("n1", 31, CE, "ce", ("STARTD",), ("alice", "bob"), homes=False),
     Host("n2", 32, CE, "ce", ("STARTD",), ("alice", "bob"), homes=False),
+    # a second site, all of it one machine, that jobs can go to instead; a site with a name has no use for it
+    *(() if os.environ.get("VMJOB_SITE") else (Host("c2", 40, C2, "c2", (*MANAGER, "STARTD"), ("alice", "bob")),)),
 )}
-NODES = [host for host in HOSTS.values() if "STARTD" in host.daemons]
-PORTS = {"vo": 9618, "ce": 9619}
+NODES = [host for host in HOSTS.values() if host.pool == "ce" and "STARTD" in host.daemons]
+PORTS = {name: 9618 if name == "vo" else 9619 for name, host in HOSTS.items() if host.holds_key}
 COLLECTORS = {name: f"{HOSTS[name].address}:{port}" for name, port in PORTS.items()}
 
 USERS = {"alice": 21001, "bob": 21002, "ada": 21003}  # user and group number

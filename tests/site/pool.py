@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.site.layout import COLLECTORS, HOSTS
 from tests.site.site import Site
 
 _CALL = textwrap.dedent("""
@@ -44,13 +45,15 @@ _CALL = textwrap.dedent("""
 
 @dataclass(frozen=True)
 class Pool:
-    """The schedd of the CE, asked as ``user``."""
+    """The schedd of the CE (ce, c2), asked as ``user``."""
 
     site: Site
     user: str = "alice"
+    host: str = "ce"
 
     def _call(self, verb: str, **words: Any) -> Any:
-        done = subprocess.run([sys.executable, "-c", _CALL, self.site.ce, "ce.vmjob.test", verb, json.dumps(words)],
+        done = subprocess.run([sys.executable, "-c", _CALL, COLLECTORS[self.host], HOSTS[self.host].full_name, verb,
+                               json.dumps(words)],
                               env=self.site.environment(self.user), capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

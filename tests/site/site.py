@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from tests.site import client, hosts, inside, knobs, network, root, tokens
-from tests.site.layout import COLLECTORS, EXECUTE, HOSTS, NODES, SITE, Host
+from tests.site.layout import COLLECTORS, EXECUTE, HOSTS, SITE, Host
 
 READY_SECONDS = 60
 MARK = SITE / "brought-up-by-tests"  # so the last of the tests takes it down
@@ -101,7 +101,7 @@ def _remove(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Site:
-    """The running site. Hosts are named vo, ce, n1, n2."""
+    """The running site. Hosts are named vo, ce, n1, n2, and c2, which is another site's."""
 
     root: Path
 
@@ -109,6 +109,11 @@ class Site:
     def ce(self) -> str:
         """host:port of the compute element's collector."""
         return COLLECTORS["ce"]
+
+    @property
+    def c2(self) -> str:
+        """The same of the second site."""
+        return COLLECTORS["c2"]
 
     @property
     def vo(self) -> str:
@@ -183,10 +188,11 @@ class Site:
         """Whether all daemons run, each collector knows its schedd, and that of the CE all its nodes."""
         if not all(_alive(host) for host in HOSTS.values()):
             return False
-        wanted = {("vo", "Scheduler"): {HOSTS["vo"].full_name}, ("ce", "Scheduler"): {HOSTS["ce"].full_name},
-                  ("ce", "Machine"): {node.full_name for node in NODES}}
+        wanted = {(host.pool, what): {one.full_name for one in HOSTS.values()
+                                      if one.pool == host.pool and daemon in one.daemons}
+                  for host in HOSTS.values() for what, daemon in (("Scheduler", "SCHEDD"), ("Machine", "STARTD"))}
         seen: dict[tuple[str, str], set[str]] = {}
-        for pool in ("vo", "ce"):
+        for pool in COLLECTORS:
             done = self.exec(pool, "root", ["condor_status", "-any", "-af", "MyType", "Machine", "DaemonStartTime"])
             for line in done.stdout.splitlines():
                 kind, machine, since = line.split()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from tests.site import hosts
-from tests.site.layout import CE, GLIDEIN, GLIDEIN_MAY, HOSTS, IDENTITIES, SITE, USERS, VO, Host
+from tests.site.layout import C2, GLIDEIN, GLIDEIN_MAY, HOSTS, IDENTITIES, SITE, USERS, VO, Host
 
 CLIENT = SITE / "client"
 GLIDEIN_TOKEN = CLIENT / "glidein.token"  # with which worker nodes come to the VO's pool
@@ -25,7 +25,8 @@ def make(root: Path) -> None:
         if host.holds_key:
             _write(host.folder / "passwords.d/POOL", secrets.token_hex(32), 0)
     pairs = {identity: _create(HOSTS[pool], root, identity) for pool, identity in (
-        ("ce", f"condor@{CE}"), ("vo", f"condor@{VO}"), *((IDENTITIES[u].split(".")[0], of(u)) for u in USERS))}
+        *((name, f"condor@{host.domain}") for name, host in HOSTS.items() if host.holds_key),
+        *((IDENTITIES[user].split(".")[0], of(user)) for user in USERS))}
     for host in HOSTS.values():
         _write(host.folder / "tokens.d/daemons", pairs[f"condor@{host.domain}"], 0)
         for user in host.users if host.homes else ():
@@ -40,6 +41,8 @@ def make(root: Path) -> None:
         os.chown(folder, person, -1)
         for name in (user, "ada"):
             _write(folder / name, pairs[of(name)], person)
+        if "c2" in HOSTS:
+            _write(folder / f"{user}-at-c2", _create(HOSTS["c2"], root, f"{user}@{C2}"), person)
     _write(GLIDEIN_TOKEN, glidein(root), person)
 
 

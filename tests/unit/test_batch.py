@@ -23,6 +23,7 @@ from vmjob.batch.description import (
     token_names,
 )
 from vmjob.batch.jobs import ATTRIBUTES, JobId, State, clusters_of, job_of, parse_id
+from vmjob.batch.nodes import Needs, Said
 from vmjob.batch.pool import Pool, named
 from vmjob.batch.targets import Place, Target
 from vmjob.cli import tables
@@ -104,6 +105,7 @@ def test_a_wrong_file_is_told_with_its_key(settings: Path, text: str, tells: str
 
 
 def submission(**more: Any) -> Submission:
+    more = {"needs": Needs(1084 * MIB, "nat"), **more}
     return Submission(name="pythia", image="pythia", digest="sha256:" + "a" * 64,
                       parameters=Parameters(2, "SEED=$(Process)"),
                       request=Request(2, 1500 * MIB + 1, 3 * 2**30, 3600),
@@ -117,7 +119,8 @@ def submission(**more: Any) -> Submission:
     ("condor-ce", Target("ce", "condor-ce", Place("ap.x:9618"), Place("ce.x:9619")))])
 def test_submit_files_are_the_golden_ones(name: str, target: Target) -> None:
     at = "16.0" if target.element else "/spool/16/0/cluster16.proc0.subproc0"
-    text = jobs_description(target, submission(), "/spool/17/0/cluster17.proc0.subproc0", at)
+    said = Said(True, ("nat",)) if target.element else Said()
+    text = jobs_description(target, submission(), "/spool/17/0/cluster17.proc0.subproc0", at, said=said)
     text = "".join(line for line in text.splitlines(True) if not line.startswith("vmjob_version"))
     assert text == (ROOT / f"tests/golden/submit-{name}.sub").read_text()
 

@@ -20,11 +20,12 @@ pytestmark = pytest.mark.unit
 LAYERS = [
     {"errors", "model", "units", "process", "config", "progress", "schema", "job", "files", "manifests", "payload",
      "chirp", "glideins", "result", "tokens", "pyz", "pool_errors", "blockdev", "endorsement", "policy",
-     "verdict", "safepath", "sitead", "siteconfig", "site_errors", ""},
-    {"image", "stage", "slot", "vm", "guest", "batch"},
+     "verdict", "safepath", "sitead", "siteconfig", "site_errors", "matching", "sitememory", "classads",
+     "requirements", "nodead", "nodekinds", "runs", "health", "usage", "spool", "ledger", ""},
+    {"image", "stage", "slot", "vm", "guest", "batch", "node"},
     {"compose", "outcome", "supervise", "prepare", "bundle", "run", "submit", "planning", "api", "slotrun",
      "submission", "local", "parameters", "factory", "keeping", "logbook", "admission", "identity", "staging",
-     "trying"},
+     "trying", "nodecheck", "poolview", "advertise", "placing", "sites", "accounting", "payer"},
     {"cli", "__main__", "__init__"},
 ]
 PUBLISHER = ROOT / "ceMon-publisher"

@@ -430,7 +430,7 @@ AD = ('AuthTokenIssuer = "https://atlas.example.org/"\nAuthTokenGroups = "/atlas
 def test_user_and_groups_are_the_processes_own() -> None:
     facts = who({"USER": "somebody", "LOGNAME": "else"})
     assert all(fact.vouched and fact.said_by == "the kernel" for fact in facts)
-    assert [fact.value for fact in facts if fact.kind == "user"] == [identity._user_name(os.getuid())]
+    assert [fact.value for fact in facts if fact.kind == "user"] == [identity.user_name(os.getuid())]
     assert len([fact for fact in facts if fact.kind == "group"]) == len({os.getgid(), *os.getgroups()})
 
 

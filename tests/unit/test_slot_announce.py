@@ -9,7 +9,7 @@ from typing import Any, Optional
 import pytest
 
 from vmjob import errors
-from vmjob.chirp import Value
+from vmjob.classads import Value
 from vmjob.errors import ChirpFailed, VmjobError
 from vmjob.model import AccelChoice
 from vmjob.outcome import failure_of

@@ -11,12 +11,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Optional
 
-from vmjob.batch import carrier
+from vmjob import sitememory
+from vmjob.batch import carrier, nodes
 from vmjob.batch.description import Parameters, Submission, jobs_description
-from vmjob.batch.jobs import ATTRIBUTES, Cluster, JobId, JobInfo, State, among, clusters_of, job_of
+from vmjob.batch.jobs import ATTRIBUTES, Cluster, JobId, JobInfo, State, among, clusters_of, ended_at, job_of
 from vmjob.batch.pool import Pool, quote, translated
 from vmjob.batch.targets import Target
-from vmjob.pool_errors import JobUnknown, NameTaken, PoolRefused, PoolUnreachable
+from vmjob.pool_errors import JobUnknown, NameTaken, PoolError, PoolRefused, PoolUnreachable
 from vmjob.progress import Reporter
 
 _OURS = "VmjobName =!= undefined"
@@ -32,15 +33,19 @@ class Condor:
 
     # ------------------------------------------------------------ submitting
 
-    def check(self, submission: Submission) -> None:
-        """What can be known before anything is sent: NoSlotFits, NameTaken."""
-        element = Pool(self.target.element) if self.target.element else self.pool
+    def check(self, submission: Submission) -> nodes.Said:
+        """What can be known before anything is sent: NoSlotFits, NameTaken; and what the nodes say."""
+        element, said = Pool(self.target.element) if self.target.element else self.pool, nodes.Said()
         try:
             element.check_fits(submission.request)
+            found = element.nodes()
+            nodes.check(submission.needs, found, str(element.place))
+            said = nodes.said_by(found)
         except (PoolUnreachable, PoolRefused):
             if element is self.pool:
                 raise  # else: what the VO's schedd may reach, we need not
         self._name_is_free(submission.name)
+        return said
 
     def _name_is_free(self, name: str, below: Optional[int] = None) -> None:
         mine = f"VmjobName == {quote(name)} && {_ACTIVE}" + ("" if below is None else f" && ClusterId < {below}")
@@ -51,20 +56,31 @@ class Condor:
 
     def submit(self, submission: Submission, folder: Path, reporter: Reporter) -> int:
         """Send image and payload (the files of ``folder``) and queue the jobs: the cluster's number. All or nothing: of
-        a submission that fails nothing stays in the queue but an image that others can use."""
-        self.check(submission)
+        a submission that fails nothing stays in the queue but an image that others can use; one that is ``unsure`` was
+        cut off while its jobs were queued. How it went is remembered of the target (sitememory)."""
+        with sitememory.noting(self.target.url):
+            return self._submit(submission, folder, reporter)
+
+    def _submit(self, submission: Submission, folder: Path, reporter: Reporter) -> int:
+        said = self.check(submission)
         self.sweep()
         image = carrier.image_carrier(self.pool, self.target, submission, reporter).place \
             if submission.image_files else ""  # nodes fetch it elsewhere
-        with ExitStack() as undo:
-            payload = carrier.payload_carrier(self.pool, self.target, submission, folder)
-            undo.callback(carrier.remove, self.pool, [payload.cluster])
-            tokens = carrier.token_carrier(self.pool, self.target, submission, payload, folder, reporter)
-            description = jobs_description(self.target, submission, payload.folder, image, tokens.place)
-            cluster = self._queue(description, submission.parameters)
-            undo.callback(self.remove, [JobId(cluster)])
-            self._name_is_free(submission.name, below=cluster)  # of two that came at once the first one stays
-            undo.pop_all()
+        queuing = False
+        try:
+            with ExitStack() as undo:
+                payload = carrier.payload_carrier(self.pool, self.target, submission, folder)
+                undo.callback(carrier.remove, self.pool, [payload.cluster])
+                tokens = carrier.token_carrier(self.pool, self.target, submission, payload, folder, reporter)
+                description = jobs_description(self.target, submission, payload.folder, image, tokens.place, said)
+                queuing = True
+                cluster = self._queue(description, submission.parameters)
+                undo.callback(self.remove, [JobId(cluster)])
+                self._name_is_free(submission.name, below=cluster)  # of two that came at once the first one stays
+                undo.pop_all()
+        except PoolError as cut:  # also of what was to be undone
+            cut.unsure = queuing and (isinstance(cut, PoolUnreachable) or type(cut) is PoolError)
+            raise
         return cluster
 
     def _queue(self, description: str, parameters: Parameters) -> int:
@@ -95,8 +111,10 @@ class Condor:
         """As clusters, without a complaint for what is not there."""
         # what was fetched leaves the queue within a minute
         ads = self.pool.query(_either(ids) if ids else f"{_OURS} && VmjobFetched =!= true", ATTRIBUTES, clusters=True)
-        return [one for one in clusters_of([ad for ad in ads if type(ad.get("VmjobName")) is str])
-                if one.jobs or one.waiting]
+        found = [one for one in clusters_of([ad for ad in ads if type(ad.get("VmjobName")) is str])
+                 if one.jobs or one.waiting]
+        sitememory.learn(self.target.url, filter(None, (ended_at(job) for one in found for job in one.jobs)))
+        return found
 
     def jobs(self, ids: Sequence[JobId]) -> list[JobInfo]:
         """The jobs in the queue that ``ids`` name."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
+from vmjob.batch import nodes
 from vmjob.batch.targets import Target
 from vmjob.errors import JobError, VmjobError
 from vmjob.payload import WRAPPER
@@ -16,6 +17,7 @@ RESULTS = "vmjob-results.tar"
 PROCESS = "$(Process)"
 _TOKEN = f"token-{PROCESS}"
 MOST_TOKENS = 1000
+NOTHING_SAID, NOTHING_NEEDED = nodes.Said(), nodes.Needs()
 SPOOL = "$(payload)"  # stands for the payload's folder while nobody knows it
 
 
@@ -48,7 +50,7 @@ class Parameters:
 @dataclass(frozen=True)
 class Submission:
     """N jobs of one kind. ``files``: the names in the payload folder; ``image_files``: where the image's files are
-    here, by sha256; ``tokens``: names in the payload folder too, of glide-ins one for each job."""
+    here, by sha256; ``tokens``: names in the payload folder too, of glide-ins one for each job; ``needs``: of nodes."""
 
     name: str
     image: str
@@ -58,6 +60,7 @@ class Submission:
     files: tuple[str, ...] = ()
     image_files: dict[str, Path] = field(default_factory=dict)
     tokens: tuple[str, ...] = ()
+    needs: nodes.Needs = NOTHING_NEEDED
 
 
 def token_names(count: int) -> tuple[str, ...]:
@@ -67,10 +70,11 @@ def token_names(count: int) -> tuple[str, ...]:
     return tuple(_TOKEN.replace(PROCESS, str(number)) for number in range(count))
 
 
-def jobs_description(target: Target, submission: Submission, payload: str, image_at: str, tokens_at: str = "") -> str:
+def jobs_description(target: Target, submission: Submission, payload: str, image_at: str, tokens_at: str = "",
+                     said: nodes.Said = NOTHING_SAID) -> str:
     """The submit file of the jobs. ``payload``: the folder at the schedd; ``image_at``, ``tokens_at``: where the node
     fetches the image (empty: from its sources) and the token, a folder at the schedd or the carrier's CLUSTER.PROC
-    there. Raises JobError where a site's template cannot be read."""
+    there; ``said``: what its nodes say. Raises JobError where a site's template cannot be read."""
     import vmjob
 
     request = submission.request
@@ -94,6 +98,8 @@ def jobs_description(target: Target, submission: Submission, payload: str, image
         "vmjob_retries": str(target.retries), "vmjob_avoid": str(target.avoid),
         # joined with ours, which leave nodes alone that failed
         "vmjob_requirements": dict(target.lines).get("requirements", "true"),
+        "vmjob_nodes": nodes.requirements(submission.needs, said),
+        "vmjob_rank": nodes.rank(submission.needs, submission.digest),
         "vmjob_payload": payload, "vmjob_inputs": ",".join(inputs),
         "vmjob_arguments": f"{arguments} --parameters={shared}$(parameters)",
     }

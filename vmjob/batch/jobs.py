@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Optional
 
-from vmjob.errors import JobError
+from vmjob.errors import HostError, JobError
+from vmjob.sitememory import Ended
 
 # What a JobInfo is made of; asked for by name, as an ad has some 150 attributes.
 ATTRIBUTES = [
@@ -150,6 +151,17 @@ def job_of(ad: Any) -> JobInfo:
         stage_seconds=words.text("VmjobStageSeconds"), image_bytes=words.whole("VmjobImageBytes"),
         fetched=fetched, results=results and not fetched, grid_id=words.text("GridJobId"),
         payload=words.text("VmjobPayload"))
+
+
+# Failures of a job that are its site's, or one node's of it.
+_SITES = {"PolicyRefused", "PolicyBroken", "ScratchFull", *(one.__name__ for one in HostError.__subclasses__())}
+
+
+def ended_at(job: JobInfo) -> Optional[Ended]:
+    """What a job's end tells of its site; None while it has not ended, or did so for other reasons."""
+    if not job.outcome or not job.ended or (job.failure and job.failure not in _SITES):
+        return None
+    return Ended(str(job.id), job.ended, job.failure, job.reason)
 
 
 def job_name(text: str) -> str:

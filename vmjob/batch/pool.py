@@ -14,7 +14,9 @@ from typing import Any, Optional
 from vmjob.batch.description import Request
 from vmjob.batch.targets import Place
 from vmjob.errors import JobError, VmjobError
+from vmjob.nodead import ADVERTISED, PROJECTION, nodes_of
 from vmjob.pool_errors import NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable
+from vmjob.sitead import IMAGES, NodeAd
 from vmjob.units import MIB, format_size
 
 Ad = Any  # classad2.ClassAd: a mapping that gives Python values, or classad2.Value for undefined and error
@@ -124,6 +126,15 @@ class Pool:
         whole = ", ".join(text(want) for text, want in zip(texts, wants))
         raise NoSlotFits(f"no slot at {self.place} has {whole} together",
                          "lower one of resources.cpus, memory and disk: it would wait for ever")
+
+    def nodes(self) -> tuple[NodeAd, ...]:
+        """What the worker nodes say that say what they do with VMs; their images are left out."""
+        htcondor = _bindings()
+        collector = self.collector
+        with translated(self.place):
+            ads = collector.query(htcondor.AdType.Startd, constraint=f"{ADVERTISED} && DynamicSlot =!= true",
+                                  projection=[name for name in PROJECTION if name != IMAGES])
+        return nodes_of(ads)
 
 
 def _bindings() -> Any:

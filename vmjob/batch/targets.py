@@ -21,6 +21,7 @@ from vmjob import config
 from vmjob.errors import JobError
 from vmjob.units import parse_duration
 
+ANY = "any"  # in place of a target: see vmjob.placing
 RETRIES = 3
 AVOID = 600  # seconds for which a node that failed is left to others
 _URL = re.compile(r"(?P<kind>[a-z-]+)(?:://(?P<host>\[[0-9a-fA-F:]+\]|[\w.-]+)(?::(?P<port>[0-9]{1,5}))?"
@@ -55,6 +56,13 @@ class Target:
     lines: tuple[tuple[str, str], ...] = ()
 
     @property
+    def url(self) -> str:
+        """Where the jobs run, whatever name the target has."""
+        place = self.element or self.place
+        kind = "condor-ce" if self.element else self.kind
+        return f"{kind}://{place}" if place.collector else kind
+
+    @property
     def grid_resource(self) -> str:
         """HTCondor's word for the compute element: ``condor SCHEDD COLLECTOR`` (empty where there is none). A CE's
         schedd has the name of its host."""
@@ -73,6 +81,9 @@ def choose(text: Optional[str]) -> Target:
     Raises JobError naming file and key."""
     document = _document()
     name = text or document.get("default") or "condor"
+    if name == ANY:
+        raise JobError("'any' is for vmjob submit --to alone, which asks for sites and says which it took",
+                       "name the target that it printed; beforehand vmjob sites --for JOB.yaml shows what it is")
     entry = document.get("targets", {}).get(name)
     if entry is None:
         if not text and "default" in document:
@@ -95,6 +106,15 @@ def choose(text: Optional[str]) -> Target:
         image_with_job=entry.get("image") == "job", retries=int(entry.get("retries", RETRIES)),
         avoid=parse_duration(entry["avoid"], f"{where}.avoid") if "avoid" in entry else AVOID,
         lines=tuple((key, _text(value)) for key, value in entry.get("submit", {}).items()))
+
+
+def at(url: str) -> Target:
+    """The target at a URL that a stranger has published: a schedd or a compute element elsewhere, never this machine or
+    a name of the user's. Raises JobError."""
+    found = _parse(url, url, "url", [])
+    if not found.place.collector:
+        raise JobError(f"'{url}' names no host", _HINT)
+    return found
 
 
 def _document() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from vmjob import submission
 from vmjob.batch import targets
 from vmjob.batch.jobs import Cluster, JobId, JobInfo, State, among, first_failure, parse_id
-from vmjob.cli import report, tables
+from vmjob.cli import report, sites_for, tables
 from vmjob.cli.jobs import job_of
 from vmjob.errors import JobError
 from vmjob.parameters import parameters
@@ -36,6 +36,8 @@ def submit(args: argparse.Namespace) -> int:
         word = re.sub(r"[^A-Za-z0-9]+", "-", Path(args.command[0]).name).strip("-")[:40]
         args.name = f"{word or 'job'}-{secrets.token_hex(2)}"
     job, base = job_of(args)
+    if args.to == targets.ANY:
+        return sites_for.submit(args, job, base)
     target = targets.choose(args.to)
     wanted = parameters_of(args)
     reporter = report.choose(json=args.json)
@@ -53,12 +55,7 @@ def submit(args: argparse.Namespace) -> int:
     if args.results:
         raise JobError("--results is for the target local", "other results are brought by: vmjob fetch ID -o DIR")
     done = submission.submit_job(job, base, target, wanted, reporter, args.carry_image)
-    if args.json:
-        print(json.dumps({"id": str(done.cluster), "jobs": done.jobs, "name": done.name, "target": done.target}))
-        return 0
-    print(f"{done.cluster}: {_count(done.jobs, 'job')} named {done.name} at {done.target}")
-    to = f" --to {args.to}" if args.to else ""
-    report.say(f"next: vmjob wait{to} {done.cluster} && vmjob fetch{to} {done.cluster}")
+    sites_for.tell(done, args.to, args.json)
     return 0
 
 

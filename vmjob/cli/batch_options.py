@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vmjob.cli.options import _job_options, _verb, _verbose, carry_option, parameter_options
+from vmjob.cli.sites_options import any_options
 
 _SUBMIT_EXAMPLES = """\
 examples:
@@ -14,6 +15,7 @@ examples:
   vmjob submit job.yaml --to condor-ce://ce.example.org   a compute element; it listens on port 9619
   vmjob submit job.yaml --to clemson -n 10 --set SEED='$(Process)'
   vmjob submit job.yaml --to clemson --from seeds.csv     one job a row; the first line names the parameters
+  vmjob submit job.yaml --to any --vo star                the best site that fits (vmjob sites --for job.yaml: why)
 
 Targets have names in ~/.config/vmjob/targets.yaml (vmjob schema targets). Parameters are environment variables of
 the program.
@@ -29,6 +31,7 @@ def add_verbs(verbs: Any) -> None:
                         help="how many jobs (default: 1, or one a row of --from)")
     parameter_options(submit)
     carry_option(submit)
+    any_options(submit)
     submit.add_argument("--results", metavar="DIR", help="(target local) folder for the results (default: NAME.out)")
     _common(submit)
 

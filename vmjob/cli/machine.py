@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from vmjob import config
 from vmjob.api import default_scratch
+
+if TYPE_CHECKING:
+    from vmjob.vm.doctor import Check
 
 _SIGNS = {"ok": ("ok     ", "32"), "warning": ("warning", "33"), "failure": ("FAILURE", "31")}
 
@@ -24,11 +29,15 @@ def doctor(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=1))
         return 230 if failed else 0
-    colour = sys.stdout.isatty()
-    for check in checks:
-        sign, code = _SIGNS[check.level]
-        print(f"{f'{chr(27)}[{code}m{sign}{chr(27)}[0m' if colour else sign}  {check.name:<12} {check.text}")
-        if check.action and check.level != "ok":
-            print(f"{'':<9}{'':<12} → {check.action}")
+    print("\n".join(lines(checks, sys.stdout.isatty())))
     print("a VM cannot run here yet" if failed else "ready: vmjob image micro && vmjob run --image micro -- uname -a")
     return 230 if failed else 0
+
+
+def lines(checks: Sequence[Check], colour: bool) -> Iterator[str]:
+    """The checks as people read them, each with what to do."""
+    for check in checks:
+        sign, code = _SIGNS[check.level]
+        yield f"{f'{chr(27)}[{code}m{sign}{chr(27)}[0m' if colour else sign}  {check.name:<12} {check.text}"
+        if check.action and check.level != "ok":
+            yield f"{'':<9}{'':<12} → {check.action}"

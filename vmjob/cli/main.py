@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line; handlers are imported only when called, so that --help is quick."""
-    from vmjob.cli import batch_options, glidein_options, image_options, options, policy
+    from vmjob.cli import account, batch_options, glidein_options, image_options, options, policy, site, sites
 
     top = Parser(
         prog="vmjob", description="Run a virtual machine image as an ordinary grid job.", epilog=_EXAMPLES,
@@ -50,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     glidein_options.add_verbs(verbs)
     image_options.add_verbs(verbs)
     policy.add_verbs(verbs)
+    site.add_verbs(verbs)
+    sites.add_verbs(verbs)
+    account.add_verbs(verbs)
     return top
 
 

@@ -17,9 +17,9 @@ class _TqdmBar(Bar):
     def __init__(self, elapsed: float = 0.0, **options: Any) -> None:
         from tqdm import tqdm
 
-        if options.get("unit") == "job":  # some had ended before anybody looked: a rate would be none
+        if options.get("unit") in ("job", "source"):  # some had ended before anybody looked: a rate would be none
             options["unit_scale"] = False
-            options["bar_format"] = "{desc}: {percentage:3.0f}% {bar:30} {n:.0f} of {total:.0f} jobs"
+            options["bar_format"] = "{desc}: {percentage:3.0f}% {bar:30} {n:.0f} of {total:.0f} {unit}s"
         columns, lines = _terminal()
         self._bar = tqdm(file=sys.stderr, leave=False, ncols=columns, nrows=lines, **options)
         self._bar.start_t -= elapsed

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import calendar
+import itertools
 import re
 import time
 from collections.abc import Iterator
@@ -20,9 +21,11 @@ from typing import Optional
 
 _SIGNED_DATA = "1.2.840.113549.1.7.2"
 _SEQUENCE, _SET, _OID, _INTEGER = 0x30, 0x31, 0x06, 0x02
+_TIMES = (0x17, 0x18)
 _NUMBER, _NAME, _TIME = 64, 4096, 32  # bytes, at most: of an object identifier, of a name, of a time
 _AMBIGUOUS = re.compile(rb"/[A-Za-z0-9.-]+=|\\x")
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
+_PEM_CRL = re.compile(rb"-----BEGIN X509 CRL-----([A-Za-z0-9+/=\s]+)-----END X509 CRL-----")
 _KEYS = {
     "2.5.4.3": "CN", "2.5.4.4": "SN", "2.5.4.5": "serialNumber", "2.5.4.6": "C", "2.5.4.7": "L", "2.5.4.8": "ST",
     "2.5.4.9": "street", "2.5.4.10": "O", "2.5.4.11": "OU", "2.5.4.12": "title", "2.5.4.13": "description",
@@ -74,6 +77,25 @@ def certificate(der: bytes) -> Certificate:
     (_, _), (_, _), (_, issuer), (_, validity), (_, subject) = parts[:5]
     begins, expires = (_moment(tag, value) for tag, value in _parts(validity))
     return Certificate(_slashes(subject), _slashes(issuer), begins, expires, der)
+
+
+def crl_expires(text: bytes) -> float:
+    """When the next issue of a revocation list (RFC 5280, 5.1; PEM or DER) is due, in seconds since 1970; infinity
+    where it does not say. Its signature is not looked at. Raises ValueError where it is none."""
+    found = _PEM_CRL.search(text)
+    try:
+        der = base64.b64decode(b"".join(found.group(1).split())) if found else text
+    except binascii.Error as broken:
+        raise ValueError(f"a revocation list is not in base64: {broken}") from broken
+    times = [_moment(tag, value) for tag, value in _first(_inside(_inside(der, _SEQUENCE), _SEQUENCE), 5)
+             if tag in _TIMES]
+    if not times:
+        raise ValueError("it is no revocation list")
+    return times[1] if len(times) > 1 else float("inf")
+
+
+def _first(body: bytes, count: int) -> Iterator[tuple[int, bytes]]:
+    return itertools.islice(_parts(body), count)
 
 
 def signature(der: bytes) -> Signature:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional
 
-from vmjob.chirp import Chirp, Value, literal
+from vmjob.chirp import Chirp, literal
+from vmjob.classads import Value
 from vmjob.errors import Interrupted, StageOutFailed, TokenRefused, VmjobError, WalltimeOver
 from vmjob.progress import Bar, Reporter
 from vmjob.result import Failure, Result

@@ -14,6 +14,7 @@ from typing import Any
 from vmjob.blockdev import stacked
 from vmjob.model import TCG_BUFFER, Boot, QemuInfo, VmSpec
 from vmjob.units import MIB
+from vmjob.vm.faults import CMPXCHG16B
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -147,7 +148,7 @@ def cpu_model(accel: str, version: tuple[int, ...], attempt: int = 1) -> str:
     takes it to mean erms too, and hangs without."""
     if accel == "kvm":
         return "host"
-    return "max,-erms,-fsrm,-cx16" if version[:1] == (7,) and attempt > 1 else "max,-erms,-fsrm"
+    return "max,-erms,-fsrm,-cx16" if CMPXCHG16B.hits(version) and attempt > 1 else "max,-erms,-fsrm"
 
 
 def kernel_arguments(boot: Boot, accel: str, manifest_cmdline: str = "", host_khz: int = 0) -> str:

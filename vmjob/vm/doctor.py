@@ -15,9 +15,9 @@ from vmjob import config, process
 from vmjob.errors import VmjobError
 from vmjob.model import Network, QemuInfo
 from vmjob.units import GIB, MIB, format_size
-from vmjob.vm import firmware, net, probe
+from vmjob.vm import faults, firmware, net, probe
 
-OK, WARNING, FAILURE = "ok", "warning", "failure"
+OK, WARNING, FAILURE = faults.OK, faults.WARNING, faults.FAILURE
 _KVM = Path("/dev/kvm")
 
 
@@ -32,9 +32,10 @@ class Check:
     action: str = ""
 
 
-def examine(scratch: Optional[Path] = None) -> list[Check]:
+def examine(scratch: Optional[Path] = None, others: bool = False) -> list[Check]:
     """All checks, in the order of a run. ``scratch`` is where runs would put their files (default: the
-    temporary folder). May start QEMU for the KVM test, at most about 2 s, unless that is known already."""
+    temporary folder). ``others``: root asks, and the jobs are not root's. May start QEMU for the KVM test, at most
+    about 2 s, unless that is known already."""
     place = scratch or Path(os.environ.get("TMPDIR", "/tmp"))
     qemu: Optional[QemuInfo] = None
     checks = [_python()]
@@ -44,7 +45,7 @@ def examine(scratch: Optional[Path] = None) -> list[Check]:
     except VmjobError as error:
         checks.append(Check("qemu", FAILURE, error.message, error.hint))
     steps: list[Callable[[], Iterator[Check]]] = [
-        lambda: _kvm(qemu), _group, lambda: _network(qemu), _namespaces, _qemu_img, _uefi,
+        lambda: _kvm(qemu), _group, lambda: _network(qemu), lambda: _namespaces(others), _qemu_img, _uefi,
         lambda: _scratch(place), _memory, _cgroup, _cache, _policy]
     for step in steps:
         try:
@@ -86,8 +87,8 @@ def _python() -> Check:
 
 def _qemu(qemu: QemuInfo) -> Check:
     text = f"QEMU {qemu.version_text} ({qemu.path})"
-    if qemu.version[:1] == (7,):
-        return Check("qemu", OK, f"{text}; emulated kernels from 6.12 on boot only in a second try")
+    if faults.CMPXCHG16B.hits(qemu.version):
+        return Check("qemu", OK, f"{text}; {faults.CMPXCHG16B.text}")
     if "microvm" not in qemu.machines:
         return Check("qemu", WARNING, f"{text} has no machine 'microvm'", "guests boot on q35, about a tenth slower")
     return Check("qemu", OK, text)
@@ -101,7 +102,7 @@ def _kvm(qemu: Optional[QemuInfo]) -> Iterator[Check]:
     if not _KVM.exists():
         action = "switch virtualisation on in the firmware, then: modprobe kvm_intel (or kvm_amd)"
     elif probe.device_problem(_KVM):
-        action = f"let the job users in: usermod -aG kvm {_user()} (a new login sees it)"
+        action = f"let the job users in, as root: vmjob site enable-kvm --users {_user()} (a new login sees it)"
     else:
         action = "KVM of this host does not run guests; in a virtual machine, ask for nested virtualisation"
     yield Check("kvm", WARNING, f"{problem}; guests run emulated, many times slower", action)
@@ -127,11 +128,11 @@ def _group() -> Iterator[Check]:
     except KeyError:
         group = str(found.st_gid)
     text = f"{_KVM} belongs to group {group}, mode {found.st_mode & 0o777:04o}"
-    if found.st_mode & 0o006 == 0o006 or (found.st_mode & 0o060 == 0o060 and group == "kvm"):
+    if found.st_mode & 0o006 == 0o006 or (found.st_mode & 0o060 == 0o060 and found.st_gid):
         yield Check("kvm device", OK, text)
     else:
         yield Check("kvm device", WARNING, f"{text}: job users cannot be let in by group",
-                    f"chgrp kvm {_KVM} && chmod 0660 {_KVM} (udev does it where the package qemu-system-common is)")
+                    "as root: vmjob site enable-kvm --users …")
 
 
 def _network(qemu: Optional[QemuInfo]) -> Iterator[Check]:
@@ -150,13 +151,13 @@ def _network(qemu: Optional[QemuInfo]) -> Iterator[Check]:
         yield Check("network", OK, link.description)
 
 
-def _namespaces() -> Iterator[Check]:
+def _namespaces(others: bool) -> Iterator[Check]:
     """Running needs none; passt shuts itself in with one, and building images without root needs them."""
     text = "user namespaces (passt, and building images without root)"
     limits = {"/proc/sys/user/max_user_namespaces": "0", "/proc/sys/kernel/unprivileged_userns_clone": "0",
               "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1"}
     for file, off in limits.items():
-        if Path(file).is_file() and Path(file).read_text().strip() == off and os.getuid() != 0:
+        if Path(file).is_file() and Path(file).read_text().strip() == off and (others or os.getuid() != 0):
             yield Check("namespaces", WARNING, f"{text} are switched off by {file}",
                         "QEMU's own NAT is used then and jobs run; images can be built as root")
             return

@@ -56,9 +56,11 @@ def _service(frame: bytes, target: bytes) -> bool:
 
 class Guard:
     """A thread between two stream sockets of QEMU (each frame after its length, as QEMU's socket network
-    has it). ``outdev`` and ``indev`` are QEMU's ends; close them once QEMU has them. ``close`` ends the thread."""
+    has it). ``outdev`` and ``indev`` are QEMU's ends; close them once QEMU has them. ``close`` ends the thread.
+    ``sent``: bytes of frames that were let through so far."""
 
     def __init__(self) -> None:
+        self.sent = 0
         self._source, self.outdev = socket.socketpair()
         self._sink, self.indev = socket.socketpair()
         for end in (self._source, self._sink):
@@ -92,6 +94,7 @@ class Guard:
                     # Never wait for QEMU here: it may itself be waiting for us to read.
                     if len(out) < _BACKLOG:
                         out += passed
+                        self.sent += len(passed)  # four bytes more a frame, as on a wire
                 if out:
                     del out[:_send(self._sink, out)]
             except (OSError, ValueError):

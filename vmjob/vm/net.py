@@ -17,13 +17,14 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
 from vmjob import process
 from vmjob.errors import NetworkRefused
 from vmjob.model import Network, QemuInfo
+from vmjob.vm import meter
 from vmjob.vm.guard import ADDRESS, DNS, GATEWAY, PREFIX, Guard
 
 log = logging.getLogger("vmjob.net")
@@ -33,10 +34,26 @@ _FILTER = "filter-redirector"
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """What counts the bytes of a guest's card while it runs and afterwards; None: nobody."""
+
+    guard: Optional[Guard] = None
+    meter: Optional[meter.Meter] = None
+
+    @property
+    def received(self) -> Optional[int]:
+        return self.meter.received if self.meter else None
+
+    @property
+    def sent(self) -> Optional[int]:
+        return self.guard.sent if self.guard else None
+
+
+@dataclass(frozen=True)
 class Link:
     """``netdev`` and ``extra`` go into VmSpec.netdev and netdev_extra; ``fds`` must be passed to QEMU and
     closed in us once it runs (``handed_over``). ``kind``: passt, user, isolated, none; ``description`` for people.
-    ``address`` … ``dns`` are the guest's, empty where it has none."""
+    ``address`` … ``dns`` are the guest's, empty where it has none. ``traffic``: None where there is none to count."""
 
     kind: str
     description: str
@@ -47,6 +64,7 @@ class Link:
     prefix: int = 0
     gateway: str = ""
     dns: str = ""
+    traffic: Optional[Traffic] = None
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -65,10 +83,17 @@ def plan(mode: Network, qemu: QemuInfo) -> Link:
 
 
 @contextmanager
-def network(mode: Network, qemu: QemuInfo, run_dir: Path) -> Iterator[Link]:
-    """Start what ``mode`` needs, and end it. Give the link to vm.machine.Machine as well. Raises NetworkRefused."""
+def network(mode: Network, qemu: QemuInfo, run_dir: Path, metered: bool = False) -> Iterator[Link]:
+    """Start what ``mode`` needs, and end it. Give the link to vm.machine.Machine as well. ``metered``: count what comes
+    in too. Raises NetworkRefused."""
     with ExitStack() as stack:
-        yield _start(mode, qemu, run_dir, stack)
+        link = _start(mode, qemu, run_dir, stack)
+        if metered and link.traffic and link.traffic.guard:
+            counter = meter.Meter(run_dir)
+            stack.callback(counter.close)
+            counter.start()
+            link = replace(link, extra=(*link.extra, *meter.arguments()), traffic=replace(link.traffic, meter=counter))
+        yield link
 
 
 def _start(mode: Network, qemu: QemuInfo, run_dir: Path, stack: ExitStack) -> Link:
@@ -80,7 +105,8 @@ def _start(mode: Network, qemu: QemuInfo, run_dir: Path, stack: ExitStack) -> Li
             said = (run_dir / "passt.log").read_text(errors="replace").strip().splitlines()[-1:] or ["no answer"]
             kind, description = _without_passt(qemu, f"passt does not work here ({said[0]}): ")
     ends: tuple[socket.socket, ...] = (tap,) if tap else ()
-    fds = None
+    fds: Optional[tuple[int, int]] = None
+    guard: Optional[Guard] = None
     if kind in ("passt", "user") and _guarded(qemu):
         guard = Guard()
         stack.callback(guard.close)
@@ -88,7 +114,8 @@ def _start(mode: Network, qemu: QemuInfo, run_dir: Path, stack: ExitStack) -> Li
         ends += (guard.outdev, guard.indev)
         fds = (guard.outdev.fileno(), guard.indev.fileno())
     log.info("network: %s", description)
-    return _link(kind, description, tap.fileno() if tap else 0, fds, ends)
+    link = _link(kind, description, tap.fileno() if tap else 0, fds, ends)
+    return replace(link, traffic=Traffic(guard)) if kind in ("passt", "user") else link
 
 
 def _choose(mode: Network, qemu: QemuInfo) -> tuple[str, str]:

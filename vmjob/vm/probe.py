@@ -20,10 +20,10 @@ from typing import Any, Callable, Optional
 from vmjob import config, process
 from vmjob.errors import KvmUnavailable, QemuMissing
 from vmjob.model import Accel, AccelChoice, QemuInfo
+from vmjob.vm.faults import OLDEST_QEMU as OLDEST
 
 log = logging.getLogger("vmjob.probe")
 
-OLDEST = (5, 2)  # the first whose sandbox, disks and consoles were seen to do what is asked of them here
 _RETRY = 3600.0  # seconds after which a KVM that failed gets another chance: the host may just have been busy
 _NAMES = ("qemu-system-x86_64", "qemu-kvm", "/usr/libexec/qemu-kvm")
 _INSTALL = "install it: apt-get install qemu-system-x86 (RHEL: qemu-kvm), or name one in VMJOB_QEMU"
@@ -36,7 +36,7 @@ _NET_PARTS = ("user", "stream", "passt")
 def find_qemu() -> QemuInfo:
     """The QEMU of this host: VMJOB_QEMU, else the first of the usual names. Raises QemuMissing."""
     path = _qemu_path()
-    known = _cached(_key(path), "qemu", lambda: _ask_qemu(path))
+    known = _cached(key(path), "qemu", lambda: _ask_qemu(path))
     found = QemuInfo(path, tuple(known["version"]), tuple(known["machines"]), tuple(known["netdevs"]))
     if found.version < OLDEST:
         raise QemuMissing(f"QEMU {found.version_text} ({path}) is too old",
@@ -98,7 +98,7 @@ def kvm_problem(qemu: QemuInfo, device: Path = Path("/dev/kvm")) -> Optional[str
     closed = device_problem(device)
     if closed:
         return closed
-    answer = _cached(_key(qemu.path), "kvm", lambda: _test_kvm(qemu.path),
+    answer = _cached(key(qemu.path), "kvm", lambda: _test_kvm(qemu.path),
                      lambda known: known["problem"] is None or 0 <= time.time() - known["at"] < _RETRY)
     return answer["problem"] if answer["problem"] is None else f"{device} opens, but {answer['problem']}"
 
@@ -138,7 +138,7 @@ def remembered(wanted: Accel) -> Optional[tuple[QemuInfo, AccelChoice]]:
     """What find_qemu and choose_accel would say, from what this boot's earlier probes found; starts nothing. None when
     nothing is known yet. Raises QemuMissing."""
     path = _qemu_path()
-    known = _read(config.cache_dir() / "probe.json").get(_key(path), {})
+    known = _read(config.cache_dir() / "probe.json").get(key(path), {})
     if "qemu" not in known or (wanted is not Accel.TCG and device_problem(Path("/dev/kvm")) is None
                                and "kvm" not in known):
         return None
@@ -185,7 +185,8 @@ def _measure_tsc() -> dict[str, Any]:
 # ---------------------------------------------------------------- the cache
 
 
-def _key(path: str) -> str:
+def key(path: str) -> str:
+    """Changes when the program is another one."""
     found = Path(path).resolve().stat()
     return f"{path}:{found.st_mtime_ns}:{found.st_size}"
 

@@ -92,6 +92,15 @@ class QemuProcess:
                  self.status, self.cpu_seconds, self.peak_memory >> 20)
         return True
 
+    def cpu_now(self) -> float:
+        """CPU seconds that it has used so far, while it runs; from any thread."""
+        if self._process is None or self.status is not None:
+            return self.cpu_seconds
+        with suppress(OSError, ValueError, IndexError):
+            words = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+        return 0.0
+
     def last_words(self, lines: int = 5) -> list[str]:
         with suppress(OSError), (self.folder / LOG).open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
