@@ -19,6 +19,8 @@ VMJOB_OSDF_FEDERATION    what osdf: stands for                                  
 OSG_SQUID_LOCATION       the site's proxy for plain http, HOST:PORT             none
 VMJOB_POLICY             one more site policy: it can only forbid more          none
 X509_CERT_DIR            certificates of the authorities trusted for lists      /etc/grid-security/certificates
+VMJOB_RUNS               where runs register for the node's startd hook         /var/lib/vmjob/runs
+VMJOB_SITE_CONFIG        the site's configuration, where it has none in /etc    /etc/vmjob/site.yaml
 VMJOB_ALLOW_USERNET      1: NAT also where the node's loopback is not guarded   refuse
 =======================  =====================================================  ==========================
 """
