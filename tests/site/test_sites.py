@@ -154,7 +154,7 @@ def test_what_a_schedd_and_startds_say_is_read_back(cli: Cli, broken: Site) -> N
     pool = found[broken.ce.split(":")[0]]
     assert pool.elements == (Element(pool.name, sources[1], "condor", queue=""),)
     assert [(one.name, one.accel, one.free, one.max_memory) for one in pool.nodes] == [
-        ("n1.vmjob.test", "kvm", 3, 2**31)]
+        ("kvm-4cpus-4gib", "kvm", 3, 2**31)]
 
 
 def test_a_collector_that_does_not_know_us_is_told(cli: Cli, site: Site, tmp_path: Path) -> None:
