@@ -57,7 +57,8 @@ def vmjob(cli: Cli, site: Site) -> Iterator[Vmjob]:
 def test_a_job_through_the_compute_element_is_recorded_with_its_owner_and_its_suspension(
         vmjob: Vmjob, site: Site, spools: list[Path]) -> None:
     cluster = vmjob.submit("counted", "--", "sh", "-c", "echo up; sleep 8")
-    eventually(lambda: bool(vmjob.jobs(cluster)[0].get("stage") == "payload"), 90)
+    eventually(lambda: bool(vmjob.jobs(cluster)[0].get("stage") == "payload"), 90,
+               lambda: vmjob.jobs(cluster))
     where = ("-pool", site.ce, "-name", "ce.vmjob.test")
     tool(site, "condor_suspend", *where, cluster)
     eventually(lambda: vmjob.jobs(cluster)[0]["state"] == "suspended", 30)

@@ -115,12 +115,12 @@ def test_a_node_whose_vms_fail_goes_offline_and_comes_back(vmjob: Vmjob, hooks: 
     bad = HOSTS["n1"].folder / "cache/hook/broken"
     bad.touch()
     digest = vmjob("image", "inspect", "micro", "--json").json["digest"]
-    cluster = vmjob.submit("meets", "-n", 2, "--", "sh", "-c", "sleep 5", to="n1first")
+    cluster = vmjob.submit("meets", "-n", 2, "--", "sleep", "15", to="n1first")
     eventually(lambda: online(site) == ["n2"])
     assert re.search("a test guest does not run: .*broken by the test", told(site)["n1"].offline)
+    eventually(lambda: told(site)["n2"].running >= 1, instead=lambda: told(site))
     pinned = vmjob.submit("pinned", "--", "true", to="n1")
     grid = vmjob.submit("grid", "--", "true", to="vo")
-    eventually(lambda: told(site)["n2"].running >= 1, instead=lambda: told(site))
     assert vmjob.wait(cluster).status == 0
     assert nodes_of(vmjob, cluster) == {"n2"} and digest in told(site)["n2"].images
     assert any(job["starts"] > 1 for job in vmjob.jobs(cluster))  # n1 was tried
