@@ -95,8 +95,16 @@ def cli(home: Path, tmp_path: Path) -> Iterator[Cli]:
     yield Cli(tmp_path, home)
 
 
+_OURS: list[str] = []  # the folder below which all of this session's tests are
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ours(tmp_path_factory: pytest.TempPathFactory) -> None:
+    _OURS.append(f"{tmp_path_factory.getbasetemp().resolve()}/")
+
+
 def qemus() -> list[int]:
-    """Process numbers of every QEMU of ours that runs; those of the test site's nodes are other users'."""
+    """Process numbers of every QEMU that runs for this session's tests; other sessions may run beside it."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -104,9 +112,11 @@ def qemus() -> list[int]:
                 if entry.stat().st_uid != os.getuid():
                     continue
                 words = (entry / "cmdline").read_bytes().split(b"\0")
+                # the private folder of its run, in the test's scratch
+                place = str((entry / "cwd").readlink())
             except OSError:
                 continue
-            if b"qemu-system" in words[0] and any(w.startswith(b"vmjob-") for w in words):
+            if b"qemu-system" in words[0] and place.startswith(tuple(_OURS)):
                 found.append(int(entry.name))
     return found
 
