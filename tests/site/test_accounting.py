@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,27 +21,25 @@ from vmjob.spool import FOLDERS
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(180)]
 
-SITE = "etc/vmjob/site.yaml"
 NODES = ("n1", "n2")
 
 
 @pytest.fixture
-def spools(site: Site, tmp_path: Path) -> Iterator[list[Path]]:
-    """The spool of each node. The configuration is in the root that they share, so others' jobs are accounted too."""
+def spools(broken: Site, tmp_path: Path) -> Iterator[list[Path]]:
+    """The spool of each node. The nodes have no /etc/vmjob of their own, so their configuration names the site's file:
+    what lies in the root is in other sites' nodes, too."""
     places = [HOSTS[node].folder / "cache" / tmp_path.name for node in NODES]
-    for place in places:
+    inside = f"{NODE_CACHE}/{tmp_path.name}"
+    for node, place in zip(NODES, places):
         for folder in FOLDERS:
             (place / folder).mkdir(parents=True)
             (place / folder).chmod(0o3777)
-    config = site.root / SITE
-    made = not config.parent.exists()
-    config.parent.mkdir(mode=0o755, exist_ok=True)
-    config.write_text(yaml.safe_dump({
-        "name": "TEST-SITE", "accounting": {"format": "json", "spool": f"{NODE_CACHE}/{tmp_path.name}"}}))
+        place.chmod(0o755)
+        (place / "site.yaml").write_text(yaml.safe_dump({
+            "name": "TEST-SITE", "accounting": {"format": "json", "spool": inside}}))
+        broken.config(node, f'STARTER_JOB_ENVIRONMENT = "VMJOB_NODE_CACHE={NODE_CACHE} '
+                            f'VMJOB_SITE_CONFIG={inside}/site.yaml"\n')
     yield places
-    config.unlink()
-    if made:
-        os.rmdir(config.parent)  # noqa: PTH106
     for place in places:
         shutil.rmtree(place)
 
