@@ -81,6 +81,7 @@ def _ad(now: float, users: int) -> NodeAd:
     known = _load()
     seen = runs.survey(runs.folder(), now)
     limits = _limits()
+    _accounted()
     images, manifests, wrong = _images(known, seen)
     well, qemu = _health(health.from_json(known.get("health")), seen, now)
     _save({"health": health.to_json(well), "manifests": manifests})
@@ -91,12 +92,15 @@ def _ad(now: float, users: int) -> NodeAd:
     most = (total - overhead) * 256 // 257  # see grant.needed_memory
     why = health.offline(well, now, users)
     networks, refused = _networks(qemu, limits)
+    checks = nodecheck.standing()
+    # it says the same of the folder of runs
+    told = any(one.name == "runs" and one.level != "ok" for one in checks)
     return replace(
         base(), has=not why, offline=why, accel=accel, reason=well.no_kvm or f"a test guest ran on {_KVM}",
         images=images, networks=networks, max_memory=_least(limits.memory, most), max_cpus=_least(limits.cpus, cpus),
         free=0 if why else fits, running=seen.running, occupied=min(cpus, seen.running), checked=int(well.tested),
         cpus=cpus, memory=total, failing=health.failing(well, now), problems=tuple(filter(None, (
-            seen.problem, wrong, refused, *nodecheck.problems(nodecheck.standing())))))
+            "" if told else seen.problem, wrong, refused, *nodecheck.problems(checks)))))
 
 
 def _least(limit: Optional[int], value: int) -> int:
@@ -136,6 +140,19 @@ def _limits() -> Limits:
     from vmjob.policy import Limits, load
 
     return reduce(Limits.also, (allowed(load(path)) for path in config.policy_files()), Limits())
+
+
+def _accounted() -> None:
+    """Raises SiteBroken, RecordSpoolFull where every job would fail, as nothing runs unaccounted."""
+    from vmjob import siteconfig
+    from vmjob.node import spools
+    from vmjob.site_errors import RecordSpoolFull
+
+    path = siteconfig.find()
+    site = siteconfig.load(path) if path else None
+    for fault in spools.faults(site.accounting.spool) if site and site.accounting else ():
+        if fault.fatal:
+            raise RecordSpoolFull(fault.text, fault.action)
 
 
 def allowed(policy: Policy) -> Limits:

@@ -84,6 +84,7 @@ FORGOTTEN = 6 * 3600.0
 
 def match(needs: Needs, ad: SiteAd, element: Element, now: float) -> Match:
     """Does the site with this element fit? ``now``: seconds since 1970."""
+    needs = _of_image(needs, ad, now)
     nodes, reasons = _nodes(needs, ad)
     image, value = _image(needs, ad, now)
     reasons = [*_element(needs, ad, element, now), _vo(needs, ad), *_walltime(needs, ad, element), *reasons, image]
@@ -173,15 +174,29 @@ def _nodes(needs: Needs, ad: SiteAd) -> tuple[list[Nodes], list[Reason]]:
         closest, one = min(lacks, key=lambda each: len(each[0]))
         return [], [Reason(False, f"{one.name}: {text}") for text in closest]
     best = fit[0]
+    like = [one for one in fit if (one.accel, one.max_memory, one.max_cpus) ==
+            (best.accel, best.max_memory, best.max_cpus)]
+    total, these = (sum(one.online for one in some) for some in (fit, like))
     size = [f"{format_size(best.max_memory)} memory"] * bool(best.max_memory) + \
         [_count(best.max_cpus, "CPU")] * bool(best.max_cpus)
     of_these = f" for guests of up to {' and '.join(size)}" if size else ""
+    others = f", and {_count(total - these, 'other')}" if total > these else ""
     free, real = sum(one.free for one in fit), best.accel == KVM
-    return fit, [Reason(True, _count(sum(one.online for one in fit), "node") + of_these),
-                 Reason(True, "KVM is real there" if real else "no KVM: guests are emulated, and slow"
+    fast = sum(one.online for one in fit if one.accel == KVM)
+    some = f", on {fast} of the {total}" if fast < total else ""
+    return fit, [Reason(True, _count(these, "node") + of_these + others),
+                 Reason(True, f"KVM is real there{some}" if real else "no KVM: guests are emulated, and slow"
                         + (f" ({best.reason})" if best.reason else ""), real),
                  Reason(True, f"room for {_count(free, 'more guest')} now" if free
                         else "no room now: the job would wait", bool(free))]
+
+
+def _of_image(needs: Needs, ad: SiteAd, now: float) -> Needs:
+    """With what the site says that the image needs, where the image is not here to say so."""
+    mine = [] if needs.digest else [one for one in ad.images if one.name == needs.image and _for(one, needs.vo)
+                                    and not 0 < one.expires <= now]
+    return replace(needs, memory=max(needs.memory, min(one.memory for one in mine)),
+                   cpus=max(needs.cpus, min(one.cpus for one in mine))) if mine else needs
 
 
 def _lacks(needs: Needs, one: Nodes) -> list[str]:

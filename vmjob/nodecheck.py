@@ -13,7 +13,7 @@ from typing import Optional
 
 from vmjob import config, process
 from vmjob.errors import VmjobError
-from vmjob.node import snippets, udev
+from vmjob.node import snippets, spools, udev
 from vmjob.units import format_size
 from vmjob.vm import doctor, faults
 from vmjob.vm.doctor import FAILURE, OK, WARNING, Check
@@ -46,7 +46,7 @@ def standing() -> list[Check]:
 
 _ORDER = ("python", "qemu", "kvm", "kvm device", "kvm group", "udev rule", "network", "passt", "namespaces", "qemu-img",
           "uefi", "scratch", "memory", "cgroup", "cache", "node cache", "shared cache", "runs", "startd hook", "policy",
-          "authorities", "site", "clock")
+          "authorities", "site", "accounting", "clock")
 
 
 def problems(checks: Sequence[Check]) -> tuple[str, ...]:
@@ -170,11 +170,22 @@ def _hook() -> Iterator[Check]:
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
-        if path.is_file() and snippets.HOOK in path.read_text(errors="replace"):
-            yield Check("startd hook", OK, str(path))
+        if path.is_file() and (script := snippets.hook_in(path.read_text(errors="replace"))):
+            yield _hook_files(path, Path(script))
             return
     yield Check("startd hook", WARNING, f"no file in {folder} names {snippets.HOOK}: the pool does not learn what this "
                 "node can do", f"{_ENABLE} writes one")
+
+
+def _hook_files(named: Path, script: Path) -> Check:
+    """What wrappers/vmjob-startd.sh runs stands beside it, or in /etc/vmjob."""
+    missing = [] if "$" in str(script) or os.access(script, os.X_OK) else [str(script)]
+    missing += [str(snippets.ETC / name) for name in snippets.BESIDE
+                if not (script.parent / name).is_file() and not Path(snippets.ETC / name).is_file()]
+    if missing:
+        return Check("startd hook", WARNING, f"{named}: {', '.join(missing)}: no such file: the pool does not learn "
+                     "what this node can do", f"vmjob site hook {snippets.ETC}")
+    return Check("startd hook", OK, str(named))
 
 
 # ---------------------------------------------------------------- trust, and the clock
@@ -247,14 +258,31 @@ def _site() -> Iterator[Check]:
     path = siteconfig.find()
     if path:
         try:
-            yield Check("site", OK, f"{path}: {siteconfig.load(path).name}")
+            site = siteconfig.load(path)
         except SiteBroken as broken:
             yield Check("site", FAILURE, broken.message, broken.hint)
+            return
+        yield Check("site", OK, f"{path}: {site.name}")
+        if not path.stat().st_mode & 0o004:
+            yield Check("site", WARNING, f"{path} has mode {stat.S_IMODE(path.stat().st_mode):04o}: jobs of users who "
+                        "cannot read it fail", f"chmod 0644 {path}")
+        if site.accounting:
+            yield from _spool(site.accounting.spool)
+
+
+def _spool(place: Path) -> Iterator[Check]:
+    found = list(spools.faults(place))
+    for one in found:
+        yield Check("accounting", FAILURE if one.fatal else WARNING, one.text, one.action)
+    if not found:
+        yield Check("accounting", OK, f"{place}, {format_size(shutil.disk_usage(place).free)} free")
 
 
 def _clock() -> Iterator[Check]:
     """Certificates, tokens, lists and usage records go by it."""
-    synchronised, most = _kernel_clock()
+    from vmjob.node.clock import kernel_clock
+
+    synchronised, most = kernel_clock()
     if synchronised:
         yield Check("clock", OK, f"synchronised, at most {most * 1e3:.0f} ms off")
         return
@@ -268,17 +296,3 @@ def _clock() -> Iterator[Check]:
     yield Check("clock", WARNING, "the kernel does not know its clock to be synchronised: certificates, tokens and "
                 "records go by it", "install chrony (or switch systemd-timesyncd on), and look: chronyc tracking; in a "
                 "container or guest, at its host")
-
-
-def _kernel_clock() -> tuple[bool, float]:
-    """adjtimex(2): is the clock synchronised, and how many seconds it may be off."""
-    import ctypes
-
-    class Timex(ctypes.Structure):
-        _fields_ = [("modes", ctypes.c_uint), ("offset", ctypes.c_long), ("freq", ctypes.c_long),
-                    ("maxerror", ctypes.c_long), ("esterror", ctypes.c_long), ("status", ctypes.c_int),
-                    ("rest", ctypes.c_char * 512)]
-
-    answer, unsynchronised = Timex(), 0x40
-    state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(answer))
-    return state not in (-1, 5) and not answer.status & unsynchronised, answer.maxerror / 1e6

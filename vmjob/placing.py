@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from vmjob import matching, sitememory, submission
 from vmjob.batch import reach, targets
+from vmjob.classads import literal
 from vmjob.errors import JobError, VmjobError
 from vmjob.matching import Match, Needs, Reason
 from vmjob.model import Accel, Job, Manifest
 from vmjob.pool_errors import NameTaken, NoSlotFits, PoolError
 from vmjob.progress import Reporter
 from vmjob.site_errors import NoSiteFits
-from vmjob.sitead import SiteAd
+from vmjob.sitead import Element, SiteAd
 
 if TYPE_CHECKING:
     from vmjob.batch.description import Parameters
@@ -62,7 +63,7 @@ def candidates(needs: Needs, ads: Iterable[SiteAd]) -> list[Match]:
     for one in matching.matches(needs, ads, now):
         try:
             if one.element.kind in matching.SUBMITTED_TO:
-                memory[one.element.url] = known.get(targets.at(one.element.url).url, [])
+                memory[one.element.url] = known.get(_queued(targets.at(one.element.url), one.element).url, [])
         except JobError as wrong:
             one = replace(one, ok=False, reasons=(*one.reasons, Reason(False, wrong.message)))
         found.append(one)
@@ -75,12 +76,10 @@ def submit_to_any(job: Job, base: Path, ranked: Sequence[Match], parameters: Par
     taken them without our hearing so, none is tried after it. Raises NoSiteFits; as submission.submit_job does, with
     the failures of all that were tried."""
     failed: list[tuple[Match, VmjobError]] = []
-    tried = set()
-    for match in ranked:
-        if not match.ok or match.element.url in tried:
-            continue
-        tried.add(match.element.url)
-        target = targets.at(match.element.url)
+    first = {match.element.url: match for match in reversed(ranked) if match.ok}
+    fit = [match for match in ranked if first.get(match.element.url) is match]
+    for match in fit:
+        target = _queued(targets.at(match.element.url), match.element)
         try:
             _ask(target, reporter)
             done = submission.submit_job(_of_site(job, match.site), base, target, parameters, reporter, carry)
@@ -91,7 +90,8 @@ def submit_to_any(job: Job, base: Path, ranked: Sequence[Match], parameters: Par
                 failure.hint = ("the jobs may be in its queue, so no other site was tried; when it is back: vmjob "
                                 f"status --to {match.element.url}")
                 raise
-            reporter.note(f"{match.site} did not take it: {failure.message}")
+            if match is not fit[-1]:  # of the last one the failure itself tells
+                reporter.note(f"{match.site} did not take it: {failure.message}")
             failed.append((match, failure))
             continue
         return Placed(done, match, tuple(failed))
@@ -104,6 +104,16 @@ def _ask(target: Target, reporter: Reporter) -> None:
     except PoolError as failure:
         sitememory.note(target.url, failure)
         raise
+
+
+def _queued(target: Target, element: Element) -> Target:
+    """A CE's routes take the queue of its batch system from ``queue`` in the job; without one they have their own.
+    Raises JobError for a name that would be more than a name in a submit file."""
+    if element.queue in ("", "default"):
+        return target
+    if not re.fullmatch(r"[A-Za-z0-9._@:+-]{1,255}", element.queue):
+        raise JobError(f"{element.url}: a queue is not called '{element.queue[:100]}'")
+    return replace(target, lines=(*target.lines, ("+queue", literal(element.queue))))
 
 
 def _of_site(job: Job, site: str) -> Job:
@@ -128,9 +138,10 @@ def _all_failed(failed: Sequence[tuple[Match, VmjobError]]) -> VmjobError:
     """One that may pass stands for all."""
     first = next((error for _, error in failed if error.transient), failed[0][1])
     if len(failed) == 1:
-        return first
+        [(match, error)] = failed
+        return type(first)(f"{match.site}, the only one that fits, did not take it: {error.message}", error.hint)
     lines = [f"{match.site}: {error.message}" for match, error in failed]
     every = all(isinstance(error, NoSlotFits) for _, error in failed)
-    return type(first)("\n  ".join(["of the sites that fit none took the job", *lines]),
+    return type(first)("\n  ".join([f"none of the {len(failed)} that fit took the job", *lines]),
                        "lower what the job asks for" if every else "try again later; vmjob sites --for JOB.yaml shows "
                        "what is remembered of each")

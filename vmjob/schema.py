@@ -89,11 +89,29 @@ def _explain(wrong: Any) -> tuple[str, str]:
     return f"{at}{text}", str(wrong.definition.get("description", ""))
 
 
+class _Decimal(str):
+    """A word such as 1.10, until the schema says whether a number is meant, or a version."""
+
+
+def _settled(document: Any, rule: Any) -> Any:
+    """``document``, each decimal in it a number where ``rule``, its schema, wants just that, and text elsewhere."""
+    rule = rule if isinstance(rule, dict) else {}
+    if isinstance(document, _Decimal):
+        return float(document) if rule.get("type") == "number" else str(document)
+    if isinstance(document, list):
+        return [_settled(one, rule.get("items")) for one in document]
+    if not isinstance(document, dict):
+        return document
+    known, other = rule.get("properties", {}), rule.get("additionalProperties")
+    return {str(key) if isinstance(key, _Decimal) else key: _settled(value, known.get(key, other))
+            for key, value in document.items()}
+
+
 @cache
 def _plain_loader(strict: bool = False) -> Any:
     """YAML's safe loader, reading only what JSON has as more than text: true, false, null and decimal numbers. YAML 1.1
     would make 493 of 0755, 90 of 1:30 and a boolean of "on"; in a command or a duration that is never meant.
-    ``strict``: no key twice."""
+    Numbers with a point are _Decimal. ``strict``: no key twice."""
     import re
 
     import yaml
@@ -117,8 +135,11 @@ def _plain_loader(strict: bool = False) -> Any:
             return super().construct_mapping(node, deep)
 
     for kind, pattern, first in (("bool", "true|false", "tf"), ("null", "null|~|", ["n", "~", ""]),
-                                 ("int", "0|-?[1-9][0-9]{0,17}", "-0123456789"), ("merge", "<<", "<")):
+                                 ("int", "0|-?[1-9][0-9]{0,17}", "-0123456789"),
+                                 ("float", r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,18}", "-0123456789"),
+                                 ("merge", "<<", "<")):
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$"), list(first))
+    Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: _Decimal(node.value))
     return Loader
 
 
@@ -137,14 +158,15 @@ def load_yaml(path: Path, name: str, error: type[VmjobError] = JobError, *, stri
     except FileNotFoundError as missing:
         raise error(f"{path}: no such file", "check the path") from missing
     except (OSError, UnicodeDecodeError) as unreadable:
-        raise error(f"{path}: cannot be read: {unreadable}", "check that it is a readable text file") from unreadable
+        why = getattr(unreadable, "strerror", None) or unreadable
+        raise error(f"{path}: cannot be read: {why}", "check that it is a readable text file") from unreadable
     if text.startswith("{"):  # mostly our own: without YAML, whose import alone takes 20 ms
         with contextlib.suppress(ValueError, RecursionError):
             return check(json.loads(text, object_pairs_hook=_each_once if strict else None), name, str(path), error)
     import yaml
 
     try:
-        document = yaml.load(text, Loader=_plain_loader(strict))
+        document = _settled(yaml.load(text, Loader=_plain_loader(strict)), json.loads(schema_text(name)))
     except RecursionError as deep:
         raise error(f"{path}: lists within lists without end", "write it flatter") from deep
     except yaml.YAMLError as broken:

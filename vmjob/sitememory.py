@@ -63,9 +63,11 @@ def noting(url: str) -> Iterator[None]:
     _change(lambda places: _worked(places, url))
 
 
-def forget() -> None:
-    """All of it. Raises OSError."""
+def forget() -> int:
+    """All of it; how many failures that were. Raises OSError."""
+    known = sum(map(len, recall().values()))
     path().unlink(missing_ok=True)
+    return known
 
 
 def note(url: str, failure: VmjobError) -> None:
@@ -135,14 +137,21 @@ def _change(what: Callable[[dict[str, Any]], bool]) -> None:
 
 def _read() -> dict[str, Any]:
     """By URL, as they are in the file; nothing where it is none of ours."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         found = json.loads(path().read_text(encoding="utf-8"))["places"]
         for entry in found.values():
-            float(entry["good"])
+            entry["good"] = _number(entry["good"])
             for one in entry["failures"]:
-                one["kind"], one["message"], one["job"], float(one["time"])
+                one["kind"], one["message"], one["job"]
+                one["time"] = _number(one["time"])
         return dict(found)
     return {}
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, (int, float)):
+        return float(value)
+    raise TypeError
 
 
 def _fresh(places: dict[str, Any], now: float) -> dict[str, Any]:

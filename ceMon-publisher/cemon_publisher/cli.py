@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Optional
 from cemon_publisher import output
 from cemon_publisher.render import FOLDERS, RENDERINGS, files, render
 from vmjob.cli.main import Parser
-from vmjob.errors import HostError, JobError, VmjobError
+from vmjob.errors import HostError, Interrupted, JobError, VmjobError
 from vmjob.progress import Bar, Reporter
 
 if TYPE_CHECKING:
@@ -77,6 +77,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _publish(args: argparse.Namespace, told: _Told) -> Optional[VmjobError]:
     """None, or what went wrong though there is an output: the last good one."""
+    empty = [f"--{key.replace('_', '-')}" for key in ("config", "out", "last_good") if getattr(args, key) == ""]
+    if empty or "" in args.policy:
+        raise JobError(f"{[*empty, '--policy'][0]}: it is empty", "name a file or a folder; is a variable not set?")
     if args.out and args.last_good:
         raise JobError("--out and --last-good: not both", "a file of --out stays as it is when something fails")
     now = time.time()
@@ -115,6 +118,9 @@ def _ad(args: argparse.Namespace, now: float, told: _Told) -> SiteAd:
 
 def _named(failed: Exception) -> VmjobError:
     """A failure as one that has a status; what is none of those is a bug, and told in full."""
+    if isinstance(failed, Interrupted):  # that there is a slot is news here
+        return Interrupted(f"it was told to end: {failed.message}", "what was published before is as it was; run it "
+                           "again")
     if isinstance(failed, VmjobError):
         return failed
     if isinstance(failed, OSError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from hashlib import sha256
 
+import vmjob
 from vmjob.sitead import KVM, TCG, Element, Nodes, SiteAd, SiteImage
 
 _GIB = 2**30
@@ -61,7 +62,7 @@ EXAMPLE = SiteAd(
 
 
 def example(now: int) -> SiteAd:
-    """The same as if it were made at ``now`` (seconds since 1970), so that it has not expired."""
+    """The same as if it were made by this vmjob at ``now`` (seconds since 1970), so that it has not expired."""
     later = now - EXAMPLE.created
-    return replace(EXAMPLE, created=now, expires=EXAMPLE.expires + later, images=tuple(
+    return replace(EXAMPLE, created=now, expires=EXAMPLE.expires + later, version=vmjob.__version__, images=tuple(
         replace(one, expires=one.expires + later) if one.expires else one for one in EXAMPLE.images))

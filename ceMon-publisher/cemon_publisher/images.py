@@ -105,23 +105,26 @@ def _endorsed(policy: Policy, now: float) -> Asked:
 
 
 def _all_allow(policies: Sequence[Policy], questions: Sequence[Asked], vo: str) -> Optional[list[Verdict]]:
-    """What they say, if all let some job of the VO in."""
-    found = []
-    for policy, asked in zip(policies, questions):
-        verdict = next((one for one in _verdicts(policy, asked, vo) if one.allowed), None)
-        if verdict is None:
-            return None
-        found.append(verdict)
-    return found
+    """What they say, if all let some job of the VO in: one with one network, which must pass them all."""
+    for network in _NETWORKS:
+        found = []
+        for policy, asked in zip(policies, questions):
+            verdicts = list(_verdicts(policy, replace(asked, network=network), vo))
+            if not any(one.allowed or one.limits.networks is not None for one in verdicts):
+                return None  # another network would make no difference
+            found.append(verdicts[-1])
+        if all(one.allowed for one in found):
+            return found
+    return None
 
 
 def _verdicts(policy: Policy, asked: Asked, vo: str) -> Iterator[Verdict]:
+    """Up to the first that allows."""
     for facts in who(policy, vo):
-        for network in _NETWORKS:
-            verdict = decide(policy, replace(asked, facts=facts, network=network))
-            yield verdict
-            if verdict.limits.networks is None:  # another one would make no difference
-                break
+        verdict = decide(policy, replace(asked, facts=facts))
+        yield verdict
+        if verdict.allowed:
+            break
 
 
 # ---------------------------------------------------------------- what comes of it

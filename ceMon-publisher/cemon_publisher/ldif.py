@@ -89,6 +89,11 @@ def _ia5(value: str) -> str:
     return clean("".join(one if one.isascii() else "?" for one in plain if not unicodedata.combining(one)))
 
 
+def words(values: Iterable[str]) -> str:
+    """Words with commas between; in a word commas and blanks, which separate, become ``_`` (as vmjob.classads)."""
+    return ",".join(re.sub(r"[,\s]", "_", clean(one)) for one in values)
+
+
 def identifier(*parts: str) -> str:
     """A name for a DN, of ``parts`` with colons between: letters, digits, ``. _ - : / @``, the rest as %XX. Nothing
     there is for RFC 4514 to escape, and nothing that slapd and bdii-update would write in two ways."""

@@ -7,7 +7,7 @@ import ctypes
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -34,7 +34,9 @@ def write(path: Path, text: str) -> None:
     path = path.resolve()
     if path.exists() and not path.is_file():
         raise JobError(f"--out {path}: is no file", "name a file, or leave --out away and redirect stdout")
-    number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # hidden: *.prom is read by others
+    with _named(path):
+        # hidden: *.prom is read by others
+        number, name = tempfile.mkstemp(prefix=f".{path.name[:200]}.", dir=path.parent)
     try:
         _fill(number, text, 0o644)
         os.replace(name, path)  # noqa: PTH105 - of a name
@@ -52,7 +54,8 @@ def write_folder(folder: Path, files: Mapping[str, str]) -> None:
     if folder.exists() and not (folder.is_dir() and ((folder / MARK).exists() or not any(folder.iterdir()))):
         raise JobError(f"--out {folder}: is no folder of vmjob-publish's: what is in it would be lost",
                        "name a folder that is not there yet, or an empty one")
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    with _named(folder):
+        new = Path(tempfile.mkdtemp(prefix=f".{folder.name[:200]}.", dir=folder.parent))
     try:
         new.chmod(0o755)
         for name, text in {**files, MARK: "vmjob-publish replaces this folder as a whole\n"}.items():
@@ -86,6 +89,18 @@ def kept(folder: Path, rendering: str, now: float) -> Optional[Kept]:
     except (OSError, ValueError, TypeError, KeyError):  # there is a failure already, which is the one to tell
         return None
     return good if good.created - 300 <= now < good.expires else None
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Failures name the folder, not a temporary file in it."""
+    try:
+        yield
+    except FileNotFoundError as missing:
+        raise JobError(f"{path}: there is no folder {path.parent}", f"make it first: mkdir -p {path.parent}"
+                       ) from missing
+    except OSError as failed:
+        raise OSError(failed.errno, failed.strerror, str(path.parent)) from failed
 
 
 def _fill(number: int, text: str, mode: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,11 +14,12 @@ from vmjob import nodead, nodekinds
 from vmjob.errors import VmjobError
 from vmjob.pool_errors import PoolUnreachable
 from vmjob.site_errors import SiteBroken, SitesUnreachable
-from vmjob.sitead import IMAGES, NodeAd, Nodes
+from vmjob.sitead import IMAGES, KVM, NodeAd, Nodes
 from vmjob.siteconfig import Site
 
 PATIENCE = 10  # seconds that a collector has to answer
 CHECKED = 2 * 86400  # seconds for which a test guest that ran proves something, where the node does not say how long
+_KVM = Path("/dev/kvm")
 _LARGEST = 2**20  # characters of one node's file
 Note = Callable[[str], None]
 
@@ -51,6 +54,9 @@ def probe(site: Site, now: float, note: Note) -> list[Seen]:
         found = list(_files(site, Path(source.files), now, note))
     else:
         found = [Seen(_here())]
+        if found[0].ad.accel != KVM and _KVM.exists() and not os.access(_KVM, os.R_OK | os.W_OK):
+            note(f"nodes: here: who runs this (user {os.geteuid()}) may not open {_KVM}, so the nodes are published as "
+                 "without KVM; let those say who run the jobs: nodes: {collector: …} or {files: …}")
     seen = [_judged(one, now) for one in found]
     for one in seen:
         if one.trouble:
@@ -98,11 +104,11 @@ def _files(site: Site, pattern: Path, now: float, note: Note) -> Iterator[Seen]:
     broken = []
     for path in _paths(site, pattern):
         try:
-            age = now - path.stat().st_mtime
-            with path.open(encoding="utf-8") as file:
-                ad = nodead.from_json(json.loads(file.read(_LARGEST)), str(path))
+            text, written = _read(path)
+            ad, age = nodead.from_json(json.loads(text), str(path)), now - written
         except (OSError, ValueError, RecursionError, VmjobError) as wrong:
-            broken.append(wrong.message if isinstance(wrong, VmjobError) else f"{path}: {wrong}")
+            broken.append(wrong.message if isinstance(wrong, VmjobError) else
+                          f"{path}: {getattr(wrong, 'strerror', None) or wrong}")
             note(f"a node's file does not count: {broken[-1]}")
             continue
         # without a time of its own: as old as its file
@@ -114,6 +120,16 @@ def _files(site: Site, pattern: Path, now: float, note: Note) -> Iterator[Seen]:
         raise SitesUnreachable(f"{pattern}: no file tells of a node" + (f": {broken[0]}" if broken else ""),
                                "nodes write them: vmjob site advertise --json")
     return (one for _, one in seen.values())
+
+
+def _read(path: Path) -> tuple[str, float]:
+    """A node's file, and when it was written (seconds since 1970). Raises OSError, ValueError."""
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would wait
+    with os.fdopen(opened, encoding="utf-8") as file:
+        about = os.fstat(opened)
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("this is no file")
+        return file.read(_LARGEST), about.st_mtime
 
 
 def _paths(site: Site, pattern: Path) -> Iterator[Path]:

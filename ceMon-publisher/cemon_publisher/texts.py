@@ -4,17 +4,30 @@ harmless, so that no endorser can take a site off the air."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from vmjob.errors import PolicyBroken
+from vmjob.policy import Policy
 from vmjob.site_errors import SiteBroken
 from vmjob.sitead import line
 from vmjob.siteconfig import Site
 
 _ENTRY = re.compile(r"\bdn:", re.IGNORECASE)  # where a BDII begins a new entry
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")  # as site.yaml's
+_AUTHORITY = re.compile(r"^[a-z][a-z0-9+-]*://[^/]*")
+_LONGEST = 255  # characters of an address, as site-ad.schema.json
 _OURS = ("file", "accounting")
+
+
+def check_vos(site: Site, policies: Sequence[Policy]) -> None:
+    """Raises PolicyBroken for a VO whose name cannot be published: the policies' are, where the site names none."""
+    for policy, vo in ((one, vo) for one in policies for vo in one.vos if not site.vos):
+        if not _WORD.match(vo.name):
+            raise PolicyBroken(f"{policy.file}: vos.{line(vo.name, 80)}: no name for a VO that can be published",
+                               f"letters, digits, . _ and -; or name the VOs of the site in {site.file}: vos")
 
 
 def check(site: Site) -> None:
@@ -26,8 +39,10 @@ def check(site: Site) -> None:
         if strange:
             raise SiteBroken(f"{site.file}: {key}: there is a character U+{ord(strange):04X} in it",
                              "write one line of printable characters")
-        if _ENTRY.search(text):
+        # of an address the host has dn: in large letters (ldif.py)
+        if _ENTRY.search(_AUTHORITY.sub("", text) if key.endswith(".url") else text):
             raise SiteBroken(f"{site.file}: {key}: 'dn:' begins a new entry in a BDII", "write it differently")
+    _lengths(site)
     for number, (digest, _) in enumerate(site.names):
         if not _DIGEST.match(digest):
             raise SiteBroken(f"{site.file}: names: '{line(digest, 80)}' is no digest",
@@ -41,6 +56,13 @@ def check(site: Site) -> None:
             raise SiteBroken(f"{site.file}: {what}: {twice} stands there twice",
                              "leave one out, or tell them apart: host and queue" if what == "elements" else
                              "leave one out")
+
+
+def _lengths(site: Site) -> None:
+    for number, element in enumerate(site.elements):
+        if len(element.url) > _LONGEST:
+            raise SiteBroken(f"{site.file}: elements.{number}.host: with it the url has {len(element.url)} characters",
+                             f"a host's name is shorter; at most {_LONGEST} are published")
 
 
 def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:

@@ -162,7 +162,7 @@ def test_a_node_without_vmjob_or_python_says_so(tmp_path: Path) -> None:
 
 def test_the_hooks_files_are_written_and_work(node: Cli) -> None:
     folder = node.cwd / "hook"
-    assert node("site", "hook", folder).status == 200
+    assert node("site", "hook", folder / "deeper").status == 200  # it makes one folder, not a way to it
     folder.mkdir()
     assert "would write" in node("site", "hook", folder, "--dry-run").out.decode() and not list(folder.iterdir())
     names = [Path(name).name for name in node("site", "hook", folder, "--json").rows]

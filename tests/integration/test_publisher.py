@@ -51,7 +51,8 @@ class Publisher:
     def __post_init__(self) -> None:
         (self.folder / "lists").mkdir()
         (self.folder / "nodes").mkdir()
-        self.site(name="EXAMPLE", vos=["star", "atlas"], nodes={"files": f"{self.folder}/nodes/*.json"})
+        self.site(name="EXAMPLE", vos=["star", "atlas"], elements=[{"host": "ce.example.org"}],
+                  nodes={"files": f"{self.folder}/nodes/*.json"})
         self.node(NODE)
         self.policy()
 
@@ -252,3 +253,18 @@ def test_without_a_policy_all_that_is_followed_may_run(publisher: Publisher) -> 
     publisher.subscribe(listed(STAR), listed(image("other", 3)))
     assert publisher.images == {"other": ["star", "atlas"], "star_sl5": ["star", "atlas"]}
     assert publisher("json").json["unlisted"] == ["star", "atlas"]
+
+
+@pytest.mark.parametrize("kind", ["provider", "plugin"])
+@pytest.mark.parametrize(("status", "printed"), [(0, True), (191, True), (199, True), (204, True), (143, False),
+                                                 (137, False)])
+def test_what_is_printed_on_a_failure_is_published(tmp_path: Path, kind: str, status: int, printed: bool) -> None:
+    """The last good output, where a collector does not answer (191); of what a signal ended it may be half of one."""
+    command, conf = tmp_path / "publish", tmp_path / "conf"
+    value = "GlueHostApplicationSoftwareRunTimeEnvironment: vm_one"
+    command.write_text(f"#!/bin/sh\nprintf 'dn: o=grid\\n{value}\\n'\nexit {status}\n")
+    command.chmod(0o755)
+    conf.write_text(f"PUBLISH={command} RENDERINGS=glue1 SUBCLUSTERS=o=grid\n")
+    done = subprocess.run([ROOT / "ceMon-publisher/gip" / kind / "vmjob"], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "VMJOB_GIP_CONF": str(conf)})
+    assert (value in done.stdout) is printed and bool(done.stdout) is printed

@@ -76,6 +76,17 @@ def test_in_a_tree(vmjob: Run, tree: Path) -> None:
     assert nothing.status == 208 and nothing.json["failure"]["kind"] == "NodeUnchanged"
 
 
+def test_in_a_tree_with_nothing_but_accounts(vmjob: Run, tree: Path) -> None:
+    shutil.rmtree(tree / "var")
+    before = content(tree)
+    words = ("site", "enable-kvm", "--users", "alice", "--root", tree)
+    dry = vmjob(*words, "--dry-run")
+    assert b"new folder /var/lib (mode 0755)\n" in dry.out and "nothing was changed (--dry-run)" in dry.err
+    done = vmjob(*words)
+    assert done.status == 0 and done.out == dry.out and done.err.endswith("vmjob: done\n"), done.err
+    assert vmjob("site", "disable", "--root", tree).status == 0 and content(tree) == before
+
+
 def test_from_maps(vmjob: Run, tree: Path) -> None:
     maps = tree.parent / "mapfiles.d"
     maps.mkdir()

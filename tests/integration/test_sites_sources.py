@@ -280,6 +280,8 @@ def test_sites_are_listed_for_a_vo_and_told_of_one_by_one(cli: Cli, site: Path) 
     one = cli("sites", "EXAMPLE-T2", "--from", site)
     assert b"images    4, and what jobs of star bring" in one.out
     assert b"star_sl5         3        sha256:1ddfe673d797  sl 5.11" in one.out
+    mine = cli("sites", "example-t2", "--from", site, "--vo", "atlas")
+    assert b"images    2, and" in mine.out and b"atlas-athena" in mine.out and b"star_sl5" not in mine.out
     lost = cli("sites", "EXAMPLE-T3", "--from", site)
     assert lost.status == 205
     assert "did you mean 'EXAMPLE-T2'?" in lost.err

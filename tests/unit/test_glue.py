@@ -147,6 +147,20 @@ def test_clean() -> None:
 
 
 @both
+def test_a_word_with_a_comma_is_no_two(name: str) -> None:
+    text = RENDERINGS[name].render(replace(EXAMPLE, vos=("a,*", "b c"), unlisted=("a,*",), images=(
+        replace(EXAMPLE.images[0], vos=("a,*", "b\nc")),)))
+    lists = set(re.findall("(?m)(?:VOs|Unlisted)=(.*)$", text))
+    assert lists == ({"a_*,b_c", "a_*"} if name == "glue2" else {"a_*"})
+
+
+def test_a_subcluster_says_what_a_guest_gets() -> None:
+    found = [(entry["GlueHostMainMemoryRAMSize"], entry["GlueHostArchitectureSMPSize"])
+             for dn, entry in parsed(glue1.render(EXAMPLE)).items() if dn.startswith("GlueSubCluster")]
+    assert found == [([f"{one.max_memory >> 20}"], [f"{one.max_cpus}"]) for one in EXAMPLE.nodes]
+
+
+@both
 def test_contradictions_are_not_published(name: str) -> None:
     """The check finds what slapd would not: each of these changes of a good rendering."""
     entries = list(RENDERINGS[name].entries(EXAMPLE))

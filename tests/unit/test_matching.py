@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from vmjob import matching, placing, sitememory, submission
 from vmjob.batch import reach, targets
 from vmjob.batch.jobs import ended_at, job_of
+from vmjob.cli.sites_for import _lines, not_any
 from vmjob.cli.sites_options import DIALECTS
 from vmjob.errors import JobError
 from vmjob.matching import CARRIED, SOURCES, Match, Mishap, Needs, match, rank
@@ -222,7 +224,9 @@ def test_memory_is_bounded_and_broken_memory_is_none(home: Path) -> None:
     for number in range(30):
         sitememory.note(URL, PoolFull(str(number)))
     assert [one.message for one in sitememory.recall()[URL]] == [str(number) for number in range(10, 30)]
-    for text in ("", "{}", "[1]", '{"places": {"x": {"good": 1, "failures": [{}]}}}', "\0"):
+    for text in ("", "{}", "[1]", '{"places": {"x": {"good": 1, "failures": [{}]}}}', "\0",
+                 *(f'{{"places": {{"x": {{"good": {good}, "failures": [{{"kind": "", "message": "", "job": "", '
+                   f'"time": {when}}}]}}}}}}' for good, when in ((0, '"5"'), ('"5"', 0), (0, 10**400), (0, "null")))):
         sitememory.path().write_text(text)
         assert sitememory.recall() == {}
     sitememory.note(URL, PoolFull("new"))
@@ -231,7 +235,8 @@ def test_memory_is_bounded_and_broken_memory_is_none(home: Path) -> None:
     body["places"][URL]["failures"][0]["time"] = time.time() + 10 * matching.FORGOTTEN  # of a clock that was wrong
     sitememory.path().write_text(json.dumps(body))
     assert sitememory.recall() == {}
-    sitememory.forget()
+    sitememory.note(URL, PoolFull("last"))
+    assert (sitememory.forget(), sitememory.forget()) == (1, 0)
     assert not sitememory.path().exists()
 
 
@@ -318,7 +323,46 @@ def test_nothing_is_queued_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_no_site_takes_it_all_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     found, asked = sent(monkeypatch, {"A": PoolFull("too many"), "B": PoolUnreachable("down")})
     assert asked == ["A", "B"] and isinstance(found, PoolFull)
-    assert found.message == "of the sites that fit none took the job\n  A: too many\n  B: down"
+    assert found.message == "none of the 2 that fit took the job\n  A: too many\n  B: down"
+    found, asked = sent(monkeypatch, {"A": PoolFull("too many")})
+    assert isinstance(found, PoolFull)
+    assert found.message == "A, the only one that fits, did not take it: too many"
+
+
+def test_the_queue_that_was_matched_is_the_one_that_is_asked_for() -> None:
+    target = targets.at(CE.url)
+    assert placing._queued(target, CE) == placing._queued(target, replace(CE, queue="")) == target
+    assert placing._queued(target, replace(CE, queue="vm")).lines == (("+queue", '"vm"'),)
+    for odd in ("$ENV(HOME)", 'v"m', "a b", "a\nb", "x" * 256):  # submit files fill in what begins with $
+        [one] = placing.candidates(NEEDS, [replace(SITE, elements=(replace(CE, queue=odd),), expires=0)])
+        assert not one.ok and "a queue is not called" in one.against[-1].text
+
+
+def test_two_queues_of_one_compute_element_are_told_apart() -> None:
+    heads = [_lines(said(element=replace(CE, queue=queue)), False)[0] for queue in ("", "default", "vm", "slow")]
+    assert heads[0] == heads[1] and len(set(heads)) == 3 and "queue vm" in heads[2]
+
+
+def test_options_of_any_are_refused_elsewhere() -> None:
+    args = Namespace(to="local", sources=[], vo=None, fresh=False)
+    not_any(args)
+    for changed in ({"sources": ["x"]}, {"vo": "star"}, {"vo": ""}, {"fresh": True}):
+        with pytest.raises(JobError, match="is for --to any, and this goes to local"):
+            not_any(Namespace(**{**vars(args), **changed}))
+
+
+def test_kinds_of_nodes_are_counted_apart() -> None:
+    old = replace(NODES, name="old", accel="tcg", max_memory=GIB, max_cpus=2, online=2)
+    texts = [one.text for one in said(ad=replace(SITE, nodes=(old, NODES))).reasons]
+    assert "5 nodes for guests of up to 4.0 GiB memory and 4 CPUs, and 2 others" in texts
+    assert "KVM is real there, on 5 of the 7" in texts
+
+
+def test_of_an_image_that_is_not_here_the_site_says_what_it_needs() -> None:
+    ad = replace(SITE, images=(replace(SITE.images[0], memory=8 * GIB, cpus=5),))
+    assert against(said(replace(NEEDS, digest=""), ad)) == [
+        "new: a guest gets 4.0 GiB memory, and 8.0 GiB are asked for", "new: a guest gets 4 CPUs, and 5 are asked for"]
+    assert said(NEEDS, ad).ok  # of one that is, its manifest does
 
 
 def test_where_no_site_fits_each_says_why() -> None:

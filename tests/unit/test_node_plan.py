@@ -21,6 +21,7 @@ KNOWN = {"root": 0, "condor": 104, "alice": 2001, "bob": 2002, "carol": 2003, "a
 GROUP_TEXT = "root:x:0:\nkvm:x:105:carol\nstaff:$6$salt$hash:50:\n+::::\n"
 SHADOW_TEXT = "root:*::\nkvm:!::carol\nstaff:$6$salt$hash::\n"
 FOLDERS: dict[PurePosixPath, Optional[int]] = {path: None for path in plan.FOLDERS} | {
+    path: 0o755 for path in plan.ABOVE} | {
     snippets.RULE_FILE.parent: 0o755, snippets.RULE_FILE.parents[1]: 0o755}
 
 

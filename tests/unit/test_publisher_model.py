@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 import yaml
-from cemon_publisher import images, probing, texts
+from cemon_publisher import images, model, probing, texts
 from cemon_publisher.listed import Entry, Known
 from cemon_publisher.probing import Seen
 
 from vmjob import nodead, nodekinds, policy, sitead, siteconfig
 from vmjob.endorsement import Endorsement, Endorser
+from vmjob.errors import PolicyBroken
 from vmjob.model import Boot, ImageFile, Manifest, Network
+from vmjob.policy import Limits
 from vmjob.site_errors import SiteBroken, SitesUnreachable
-from vmjob.sitead import KVM, TCG, NodeAd
+from vmjob.sitead import KVM, TCG, NodeAd, Nodes, SiteImage
 from vmjob.siteconfig import Site
 
 pytestmark = pytest.mark.unit
@@ -105,6 +107,28 @@ def test_files_of_nodes(site: Any) -> None:
     assert len(notes) == 4 and any("d.json" in one for one in notes) and any("e.json" in one for one in notes)
 
 
+def test_a_pipe_among_the_files_of_nodes_does_not_hang(site: Any) -> None:
+    here, notes = site(), list[str]()
+    os.mkfifo(here.file.parent / "nodes/a.json")
+    (here.file.parent / "nodes/b.json").symlink_to("/dev/zero")
+    (here.file.parent / "nodes/c.json").symlink_to("nowhere")
+    put(here, "n.json", nodead.to_json(NODE))
+    assert [one.ad.machine for one in probing.probe(here, NOW, notes.append)] == [NODE.machine]
+    assert [note.rpartition(": ")[2] for note in notes] == ["this is no file"] * 2 + ["No such file or directory"]
+
+
+def test_who_may_not_open_kvm_is_told(site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, notes = site(nodes={"here": True}), list[str]()
+    monkeypatch.setattr(probing, "_KVM", tmp_path / "kvm")
+    monkeypatch.setattr(probing, "_here", lambda: replace(NODE, accel=TCG))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    probing.probe(here, NOW, notes.append)
+    assert notes == []  # there is none
+    (tmp_path / "kvm").touch()
+    probing.probe(here, NOW, notes.append)
+    assert len(notes) == 1 and f"may not open {tmp_path}/kvm" in notes[0] and "collector" in notes[0]
+
+
 def test_no_node_at_all_is_a_failure_and_not_an_empty_site(site: Any) -> None:
     here = site()
     with pytest.raises(SitesUnreachable, match="no file tells of a node"):
@@ -135,6 +159,9 @@ def test_no_node_at_all_is_a_failure_and_not_an_empty_site(site: Any) -> None:
     ({"elements": [{"host": "ce"}, {"host": "ce"}]}, "elements: ce/default stands there twice"),
     ({"elements": [{"host": "a", "url": "condor-ce://ce"}, {"host": "b", "url": "condor-ce://ce"}]}, "condor-ce://ce"),
     ({"elements": [{"host": "a", "url": "ldap://h/dn:x"}]}, r"elements\.0\.url"),
+    ({"elements": [{"host": "a", "url": "https://h/" + "x" * 250}]}, r"elements\.0\.url"),
+    ({"elements": [{"host": "h" * 250}]}, r"elements\.0\.host"),
+    ({"web": "https://h/" + "x" * 1000}, "web"),
 ])
 def test_what_cannot_be_published_names_its_key(site: Any, changed: dict[str, Any], said: str) -> None:
     with pytest.raises(SiteBroken, match=said) as wrong:
@@ -144,7 +171,7 @@ def test_what_cannot_be_published_names_its_key(site: Any, changed: dict[str, An
 
 def test_a_good_configuration(site: Any) -> None:
     texts.check(site(description="Gdańsk – „małe” <Tier-2> & co", vos=["star", "atlas"],
-                     elements=[{"host": "ce"}, {"host": "ce", "queue": "long"}]))
+                     elements=[{"host": "ce"}, {"host": "ce", "queue": "long"}, {"host": "vm-dn"}]))
 
 
 @pytest.mark.parametrize(("text", "line"), [
@@ -264,6 +291,17 @@ def test_denied_and_withdrawn_images_are_gone(may: Any) -> None:
     assert sorted(names(may({"deny": [ONE.digest]}, both))) == ["two"]
 
 
+def test_one_network_must_pass_all_policies(may: Any) -> None:
+    def rules(networks: list[str]) -> dict[str, Any]:
+        return {**SIGNED, "rules": [{"allow": "x", "endorser": "ada", "networks": networks}]}
+
+    found = may([rules(["nat"]), rules(["isolated"])], known(entry(ONE)))
+    assert (found.images, found.vos) == ((), ())
+    found = may([rules(["nat", "none"]), rules(["isolated", "none"])], known(entry(ONE)))
+    assert list(names(found)) == ["one"] and found.limits.networks == (Network.NONE,)
+    assert list(names(may([rules(["isolated"]), SIGNED], known(entry(ONE))))) == ["one"]
+
+
 def test_all_policies_must_allow(may: Any) -> None:
     found = may([SIGNED, {"deny": [ONE.digest], "limits": {"memory": "4GiB"}}], known(entry(ONE), entry(TWO)))
     assert sorted(names(found)) == ["two"] and found.limits.memory == 4 * GIB
@@ -319,3 +357,54 @@ def test_two_images_with_one_name(may: Any, other: str) -> None:
     assert len(names(may({**SIGNED, "deny": [twin.digest]}, known(entry(ONE), entry(twin))))) == 1
     with pytest.raises(SiteBroken):  # vm_one_x is asked for by both
         may(SIGNED, known(entry(manifest("one+x")), entry(manifest("one_x", 3))))
+
+
+@pytest.mark.parametrize("vo", ["dn: x", "a\nb", "a,*", "*", "", "ż"])
+def test_vos_of_the_policy_that_cannot_be_published(tmp_path: Path, vo: str) -> None:
+    """Where the site names its own, those of the policy are not published."""
+    rules = [policy.Policy(tmp_path / "policy.yaml", vos=(policy.Vo("star", groups=("s",)), policy.Vo(vo)))]
+    with pytest.raises(PolicyBroken, match=r"policy\.yaml: vos\.") as wrong:
+        texts.check_vos(Site(tmp_path / "site.yaml", "EXAMPLE"), rules)
+    assert "\n" not in wrong.value.message and "site.yaml: vos" in wrong.value.hint
+    texts.check_vos(Site(tmp_path / "site.yaml", "EXAMPLE", ("star",)), rules)
+
+
+# ---------------------------------------------------------------- what comes together
+
+
+@pytest.mark.parametrize(("has", "allowed", "left"), [
+    (("nat",), None, ("nat",)), (("nat",), (Network.ISOLATED,), ("isolated",)),
+    (("nat", "isolated", "none"), (Network.NAT, Network.NONE), ("nat", "none")),
+    ((), (Network.ISOLATED,), ("isolated",)), (("isolated",), (Network.NAT,), None), (("nat",), (), None)])
+def test_networks_within_the_policys(has: tuple[str, ...], allowed: Any, left: Any) -> None:
+    """A kind of nodes without any is not online: nothing said would be read as not known."""
+    one = model._narrowed(Nodes("kvm", networks=has, total=2, online=2, free=3), Limits(networks=allowed))
+    if left is None:
+        assert (one.networks, one.total, one.online, one.free) == ((), 2, 0, 0) and has[0] in one.reason
+    else:
+        assert (one.networks, one.online, one.free) == (left, 2, 3)
+
+
+def test_images_that_no_node_can_run_are_left_out() -> None:
+    """By one rule for all renderings; and those whose name is another's digest tag."""
+    kinds = (Nodes("a", online=1, max_memory=2 * GIB), Nodes("b", max_memory=64 * GIB))
+    good, big = SiteImage("good", "sha256:" + "a" * 64), SiteImage("big", "sha256:" + "b" * 64, memory=8 * GIB)
+    poser = SiteImage("sha256_" + "A" * 64, "sha256:" + "c" * 64)
+    notes: list[str] = []
+    assert list(model._runnable((good, big, poser), kinds, notes.append)) == [good]
+    assert len(notes) == 2 and "big: no node" in notes[0] and "8.0 GiB" in notes[0] and "another image" in notes[1]
+    notes.clear()
+    assert not list(model._runnable((good, big), (kinds[1],), notes.append)) and notes == []
+    assert not list(model._runnable([big] * 100, kinds, notes.append)) and len(notes) == 6
+
+
+def test_what_an_admin_may_not_have_meant_is_told(tmp_path: Path) -> None:
+    notes: list[str] = []
+    here = Site(tmp_path / "site.yaml", "EXAMPLE", ("star", "cms"), (sitead.Element("ce", "condor-ce://ce"),))
+    may = images.Allowed((SiteImage("one", "sha256:" + "a" * 64),), ("star",), (), Limits())
+    model._tell(here, may, (Nodes("a", online=1),), notes.append)
+    (note,) = notes
+    assert "cms" in note and "star" not in note
+    notes.clear()
+    model._tell(replace(here, elements=(), vos=()), may, (Nodes("a"),), notes.append)
+    assert "no elements" in notes[0] and "no node takes virtual machines now" in notes[1] and len(notes) == 2

@@ -16,8 +16,10 @@ from cemon_publisher.example import EXAMPLE
 from cemon_publisher.output import Kept
 
 from tests.conftest import ROOT
+from vmjob import __version__
 from vmjob.errors import JobError, VmjobError
 from vmjob.sitead import SiteAd, from_json
+from vmjob.slot.signals import interrupted
 
 pytestmark = pytest.mark.golden
 
@@ -261,4 +263,23 @@ def test_the_example_has_not_expired() -> None:
     later = example.example(2_000_000_000)
     assert later.created == 2_000_000_000 < later.expires
     assert all(one.expires > later.created for one in later.images if one.expires)
-    assert example.example(EXAMPLE.created) == EXAMPLE
+    assert example.example(EXAMPLE.created) == replace(EXAMPLE, version=__version__)
+
+
+@pytest.mark.parametrize("words", [["json", "--out", ""], ["json", "--last-good", ""], ["json", "--config", ""],
+                                   ["json", "--policy", ""]])
+def test_what_is_empty_is_refused(publish: Any, words: list[str]) -> None:
+    status, out, err = publish(*words, "--example")
+    assert (status, out) == (200, "") and f"{words[1]}: it is empty" in err
+
+
+@pytest.mark.parametrize("name", ["json", "arc-rte"])
+def test_a_folder_that_is_missing_is_named(publish: Any, tmp_path: Path, name: str) -> None:
+    status, _, err = publish(name, "--example", "--out", tmp_path / "web/site.json")
+    assert status == 200 and f"there is no folder {tmp_path}/web\n" in err and f"mkdir -p {tmp_path}/web" in err
+
+
+def test_who_is_told_to_end_says_so(publish: Any) -> None:
+    status, out, err = publish("json", ad=interrupted(15))
+    assert (status, out) == (225, "") and "told to end: stopped by SIGTERM" in err and "slot" not in err
+    assert "job" not in err.replace("vmjob", "")

@@ -16,7 +16,7 @@ from vmjob import sitead
 from vmjob.errors import JobError
 from vmjob.site_errors import SitesRefused
 from vmjob.sitead import KVM, TCG, Element, NodeAd, SiteAd, SiteImage
-from vmjob.sites import collector, documents, kept, reading, sources
+from vmjob.sites import asking, collector, documents, kept, reading, sources
 from vmjob.sites import glue as text
 from vmjob.sites import glue1 as read1
 from vmjob.sites import glue2 as read2
@@ -135,7 +135,7 @@ def test_what_is_published_as_glue1_comes_back_as_far_as_glue1_has_words() -> No
     nodes, = ad.nodes
     best = EXAMPLE.nodes[0]
     assert (nodes.accel, nodes.networks, nodes.max_memory, nodes.max_cpus, nodes.memory) == \
-        (KVM, best.networks, best.max_memory, best.max_cpus, best.memory)
+        (KVM, best.networks, best.max_memory, best.max_cpus, best.max_memory)
     assert (nodes.total, nodes.free) == (42, 1240)
 
 
@@ -256,6 +256,28 @@ def test_a_bad_document_is_refused(data: bytes, why: str) -> None:
     assert len(refused.value.message) < 600
 
 
+@pytest.mark.parametrize("change, why", [
+    ({"name": "a\ud800"}, "half a character"), ({"description": "\udfff"}, "half a character"),
+    ({"x\ud800": 1}, "half a character"), ({"latitude": float("nan")}, "NaN"), ({"x": float("inf")}, "NaN")])
+def test_what_only_python_takes_is_refused_from_all(change: dict[str, Any], why: str) -> None:
+    body = {**sitead.to_json(EXAMPLE), **change}
+    with pytest.raises(SitesRefused, match=why):
+        documents.parse(json.dumps(body).encode(), "x")
+    answer = reading.answer_of({"ads": [body], "notes": []})
+    assert answer.ads == () and why in answer.notes[0]
+    assert documents.parse(json.dumps([body, sitead.to_json(EXAMPLE)]).encode(), "x").ads == (EXAMPLE,)
+
+
+def test_an_image_whose_digest_nobody_tells_comes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMJOB_CACHE", str(tmp_path))
+    ad, = read1.sites(wnodes(), [])
+    assert ad.images[0].digest == ""
+    answer = Answer((ad,))
+    assert reading.answer_of(json.loads(json.dumps(asking.document(answer)))) == answer
+    kept.keep(ONE, answer, NOW)
+    assert kept.last(ONE) == kept.Kept((ad,), (), NOW)
+
+
 # ---------------------------------------------------------------- sources
 
 
@@ -321,6 +343,15 @@ def test_a_site_that_two_tell_of_is_one_and_the_newest_counts() -> None:
     assert (found.source, found.ad.max_walltime) == (TWO, EXAMPLE.max_walltime)
     assert found.ad.elements == (there, here)  # each compute element may speak for its own
     assert (found.ad.description, found.ad.country) == (EXAMPLE.description, "Poland")
+
+
+def test_what_has_expired_does_not_live_on_without_its_date() -> None:
+    """GLUE 1.3 has none."""
+    old, twin = known(ONE, expires=NOW - 1), known(ONE, created=0, expires=0)
+    alive, notes = reading._alive([twin, old], NOW)
+    assert alive == [] and len(notes) == 1
+    other, fresh = known(TWO, expires=0), known(ONE, expires=NOW + 9)
+    assert reading._alive([twin, old, other, fresh, known(ONE, name="B", expires=0)], NOW)[0][:2] == [other, fresh]
 
 
 def test_an_ad_of_the_future_does_not_win_for_ever() -> None:

@@ -45,7 +45,7 @@ def add(nouns: Any) -> None:
     one.set_defaults(handler=advertise)
     two = nouns.add_parser("hook", help="write the files of HTCondor's startd hook into a folder",
                            description="Write vmjob.pyz, the startd's hook and a snippet of HTCondor's configuration "
-                                       "into a folder.", epilog=_HOOK,
+                                       "into a folder; it is made if it is missing.", epilog=_HOOK,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     two.add_argument("folder", metavar="FOLDER", help="where, such as /etc/vmjob")
     two.add_argument("--dry-run", action="store_true", help="only tell what would be written")
@@ -109,7 +109,11 @@ def hook(args: argparse.Namespace) -> int:
 
     folder = Path(args.folder)
     if not folder.is_dir():
-        raise JobError(f"{folder}: no such folder", f"make it: install -d -m 0755 {folder}")
+        if folder.exists() or folder.is_symlink() or not folder.absolute().parent.is_dir():
+            raise JobError(f"{folder}: no such folder", f"make it: install -d -m 0755 {folder}")
+        if not args.dry_run:
+            folder.mkdir(0o755)
+            folder.chmod(0o755)  # whatever the umask is
     paths = [folder / name for name in (PYZ, WRAPPER, HOOK, SNIPPET)]
     for path in paths if not args.dry_run else ():
         spare = path.with_name(f".{path.name}.new")

@@ -38,6 +38,7 @@ def submit(args: argparse.Namespace) -> int:
     job, base = job_of(args)
     if args.to == targets.ANY:
         return sites_for.submit(args, job, base)
+    sites_for.not_any(args)
     target = targets.choose(args.to)
     wanted = parameters_of(args)
     reporter = report.choose(json=args.json)

@@ -28,7 +28,8 @@ examples:
   vmjob site check --pool cm.example.org      the nodes of this pool
   vmjob site check --no-pool --json           this node alone, for programs
 
-The exit status is 0 where virtual machines run on this node, well or not so well, and 230 where they cannot.
+The exit status is 0 where virtual machines run on this node, well or not so well, and 230 where they cannot,
+or where the pool named by --pool does not answer.
 """
 _ENABLE = """\
 examples:
@@ -144,7 +145,7 @@ def _print_view(view: View, quiet: bool) -> None:
         if remark or not quiet:
             rows.append([node.machine, "yes" if node.has else "offline", node.accel, str(node.running), str(node.free),
                          node.version, remark or node.reason])
-    rows += [[name, "", "", "", "", "", "says nothing of vmjob: no hook there (vmjob site enable-kvm writes it)"]
+    rows += [[name, "", "", "", "", "", "says nothing of vmjob: no hook there (vmjob site hook writes it)"]
              for name in view.silent]
     if rows:
         print(f"\n{len(view.nodes) + len(view.silent)} nodes in {view.pool}"
@@ -161,7 +162,7 @@ def _add_enable(nouns: Any) -> None:
                                                       "(default: kvm)")
     one.add_argument("--users", metavar="USER[,USER]", action="append", default=[], help="accounts to let in")
     one.add_argument("--map", metavar="FILE", action="append", default=[], dest="maps",
-                     help="a compute element's map of users (repeatable)")
+                     help="a compute element's map of users, a path on this machine also with --root (repeatable)")
     _changing(one)
 
 
@@ -220,13 +221,17 @@ def _change(args: argparse.Namespace, tree: Tree, work_out: Any, notes: list[str
     wanted: Plan = work_out(notes)
     diff = wanted.diff()
     notes += [*wanted.notes, *enabling.hints(tree, wanted)]
+    changed = not args.dry_run and not (wanted.empty and enabling.recorded(tree, wanted))
+    if changed and not enabling.may(tree):
+        say("refused: only root can change this node. What would change:")
     if not args.json:
         print(diff or "nothing to change", end="" if diff else "\n", flush=True)
-    changed = not args.dry_run and not (wanted.empty and enabling.recorded(tree, wanted))
     if changed:
         notes += enabling.apply(tree, wanted, lambda: work_out([]))
     if args.json:
         print(json.dumps({"changed": changed and not wanted.empty, "diff": diff, "notes": notes}, indent=1))
     for note in notes:
         say(note)
+    if diff:
+        say("nothing was changed (--dry-run)" if args.dry_run else "done")
     return 0

@@ -70,7 +70,8 @@ def sites(args: argparse.Namespace) -> int:
     from vmjob.cli import sites_for
     from vmjob.sitead import covers
 
-    sites_for.forget(args)
+    if sites_for.forget(args):
+        return 0
     if sites_for.asked(args):
         return sites_for.sites(args)
     answer, vo = found(args)
@@ -80,7 +81,7 @@ def sites(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_document(shown, answer), indent=1))
     elif args.name:
-        _tell("\n".join(_details(shown[0])))
+        _tell("\n".join(_details(shown[0], vo)))
     elif shown:
         _tell(_table(shown, vo))
     else:
@@ -96,9 +97,12 @@ def _named(name: str, answer: Found) -> Known:
 
     by_name = {one.ad.name: one for one in answer.known}
     if name not in by_name:
-        close = get_close_matches(name, list(by_name), 1)
+        low = {one.lower(): one for one in by_name}
+        if [one.lower() for one in by_name].count(name.lower()) == 1:
+            return by_name[low[name.lower()]]
+        close = get_close_matches(name.lower(), list(low), 1)
         raise NoSiteFits(f"nobody tells of a site '{name}'",
-                         f"did you mean '{close[0]}'?" if close else "vmjob sites lists those that are known")
+                         f"did you mean '{low[close[0]]}'?" if close else "vmjob sites lists those that are known")
     return by_name[name]
 
 
@@ -115,7 +119,7 @@ def _document(shown: Sequence[Known], answer: Found) -> dict[str, Any]:
 def _tell(text: str) -> None:
     from vmjob.cli.report import show, tame
 
-    show(tame(text.encode()).decode())
+    show(tame(text.encode(errors="replace")).decode())
 
 
 # ---------------------------------------------------------------- for people
@@ -170,16 +174,19 @@ def _age(one: Known) -> str:
     return f"{text}, stale" if one.stale else text
 
 
-def _details(one: Known) -> list[str]:
+def _details(one: Known, vo: str) -> list[str]:
+    """``vo``: whose images are shown, empty: all."""
+    from vmjob.sitead import covers
     from vmjob.units import format_size
 
     ad = one.ad
+    images = [image for image in ad.images if not vo or covers(image.vos, vo)]
     facts = [("site", ad.name), ("says", ad.description), ("web", ad.web), ("contact", ad.contact),
              ("country", ad.country), ("vmjob", ad.version), ("VOs", _vos(ad.vos, 1000)),
              ("walltime", _walltime(ad.max_walltime)),
-             ("images", f"{len(ad.images)}, and what jobs of {_vos(ad.unlisted, 1000)} VOs bring" if "*" in ad.unlisted
-              else f"{len(ad.images)}, and what jobs of {_vos(ad.unlisted, 1000)} bring" if ad.unlisted
-              else str(len(ad.images))),
+             ("images", f"{len(images)}, and what jobs of {_vos(ad.unlisted, 1000)} VOs bring" if "*" in ad.unlisted
+              else f"{len(images)}, and what jobs of {_vos(ad.unlisted, 1000)} bring" if ad.unlisted
+              else str(len(images))),
              ("told by", f"{one.source}, {_age(one)} old" if not one.stale else f"{one.source}: {_age(one)}")]
     lines = [f"{word:<10}{text}" for word, text in facts if text]
     lines += [f"{'CE':<10}{ce.url}  ({ce.batch}, queue {ce.queue}"
@@ -190,7 +197,7 @@ def _details(one: Known) -> list[str]:
             f"guests of {node.max_cpus} CPUs and {format_size(node.max_memory)}" if node.max_memory else "",
             f"{node.free} free, {node.running} running, {node.occupied} CPUs taken")))
         lines.append(f"{'nodes':<10}{node.name}: {node.online} of {node.total} take VMs, {about}")
-    return [*lines, *(["", _images(ad.images)] if ad.images else [])]
+    return [*lines, *(["", _images(images)] if images else [])]
 
 
 def _images(images: Sequence[SiteImage]) -> str:

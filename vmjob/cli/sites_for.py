@@ -37,16 +37,23 @@ def asked(args: argparse.Namespace) -> bool:
     return False
 
 
-def forget(args: argparse.Namespace) -> None:
-    """``--forget``."""
+def forget(args: argparse.Namespace) -> bool:
+    """``--forget``; was that all that was asked for?"""
     from vmjob import sitememory
 
     if args.forget:
+        alone = not (args.job or args.image or args.name)
         try:
-            sitememory.forget()
+            count = sitememory.forget()
+            if alone and args.json:
+                report.show(json.dumps({"forgotten": count}))
+            else:
+                report.say(f"forgot {count} failure{'' if count == 1 else 's'}")
+            return alone
         except OSError as refused:
             raise JobError(f"{sitememory.path()}: cannot be removed: {refused.strerror}",
                            "check its folder's permissions") from refused
+    return False
 
 
 def needs_of(args: argparse.Namespace, vo: str) -> Needs:
@@ -104,23 +111,33 @@ def _explain(args: argparse.Namespace, answer: Found, needs: Needs) -> int:
 
 def _lines(one: Match, first: bool) -> list[str]:
     """``+`` speaks for it, ``-`` against, ``?`` cannot be known or is a doubt."""
-    head = f"{one.site}  {one.element.url}  " + ("fits, the best" if first else "fits" if one.ok else "does not fit")
+    queue = "" if one.element.queue in ("", "default") else f"queue {one.element.queue}  "
+    fits = "fits, the best" if first else "fits" if one.ok else "does not fit"
+    head = f"{one.site}  {one.element.url}  {queue}{fits}"
     marks = [("-" if not each.good else "+" if each.sure else "?", each.text) for each in one.reasons]
     marks.sort(key=lambda each: "-+?".index(each[0]))
     return [_tame(head), *(_tame(f"  {mark} {text}") for mark, text in marks)]
 
 
 def _document(one: Match) -> dict[str, Any]:
-    return {"site": one.site, "url": one.element.url, "kind": one.element.kind, "fits": one.ok,
-            "score": round(one.score, 3), "free": one.free, "waiting": one.element.waiting,
+    return {"site": one.site, "url": one.element.url, "kind": one.element.kind, "queue": one.element.queue,
+            "fits": one.ok, "score": round(one.score, 3), "free": one.free, "waiting": one.element.waiting,
             "reasons": [asdict(each) for each in one.reasons]}
 
 
 def _tame(text: str) -> str:
-    return report.tame(text.encode()).decode()
+    return report.tame(text.encode(errors="replace")).decode()
 
 
 # ---------------------------------------------------------------- vmjob submit
+
+
+def not_any(args: argparse.Namespace) -> None:
+    """Raises JobError where options are there that only ``--to any`` has a use for."""
+    for option, value in (("--sites", args.sources), ("--vo", args.vo is not None), ("--fresh", args.fresh)):
+        if value:
+            raise JobError(f"{option} is for --to any, and this goes to {args.to or 'the default target'}",
+                           f"leave it out, or: vmjob submit --to any {option} …")
 
 
 def submit(args: argparse.Namespace, job: Job, base: Path) -> int:
@@ -131,7 +148,12 @@ def submit(args: argparse.Namespace, job: Job, base: Path) -> int:
 
     if args.results:
         raise JobError("--results is for the target local", "other results are brought by: vmjob fetch ID -o DIR")
-    wanted = parameters_of(args)
+    try:
+        wanted = parameters_of(args)
+    except JobError as wrong:
+        if args.table:
+            wrong.hint += "; where to ask for sites is named by --sites here"
+        raise
     answer, vo = found(args)
     ranked = placing.candidates(placing.needs_here(job, vo, args.carry_image), answer.sites)
     done = placing.submit_to_any(job, base, ranked, wanted, report.choose(json=args.json), args.carry_image)

@@ -30,7 +30,7 @@ def for_options(verb: Any) -> None:
     verb.add_argument("--accel", choices=("auto", "kvm", "tcg"), help="and this accelerator")
     verb.add_argument("--network", choices=("nat", "isolated", "none"), help="and this network")
     carry_option(verb)
-    verb.add_argument("--forget", action="store_true", help="forget what is remembered of failures at sites: for some "
+    verb.add_argument("--forget", action="store_true", help="forget failures at sites, and ask nobody: for some "
                       "hours they are pushed back")
     verb.add_argument("--requirements", choices=DIALECTS, help="(with --for or --image) ask nobody, and print "
                       "what other systems find such sites by: Requirements of a JDL file, requirements of an HTCondor "

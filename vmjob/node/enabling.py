@@ -41,7 +41,9 @@ def look(tree: Tree, group: Optional[str], startd: str, notes: list[str]) -> Sta
     keepers = {0, _number(tree, DAEMON)}
     if tree.real and group and f"\n{group}:" not in f"\n{texts[plan.GROUP]}":
         _elsewhere(group)
-    return State(texts, {path: tree.mode(path, keepers) for path in plan.FOLDERS}, users,
+    # a node has those above, and may have them as links
+    folders = {path: 0o755 if tree.real and path in plan.ABOVE else tree.mode(path, keepers) for path in plan.FOLDERS}
+    return State(texts, folders, users,
                  record.parse(known) if known else None, _taken(tree), _range(tree), startd if condor else "")
 
 
@@ -141,13 +143,18 @@ def _read_map(path: Path) -> str:
 def apply(tree: Tree, wanted: Plan, again: Callable[[], Plan]) -> list[str]:
     """Does what ``wanted`` says, or nothing where ``again``, the plan made anew under the lock, is another. Returns
     what could not be done and is left to the admin. Raises NodeUnchanged."""
-    if tree.real and os.geteuid() != 0:
+    if not may(tree):
         raise NodeUnchanged("only root can change this node", "run it with sudo; --dry-run shows what it would do")
     with tree.lock():
         if again() != wanted:
             raise NodeUnchanged("somebody changed this node meanwhile", "run it again")
         notes = [said for act in actions(tree, wanted) if (said := act())]
     return notes + (_ask_udev() if tree.real and any(c.path == snippets.RULE_FILE for c in wanted.files) else [])
+
+
+def may(tree: Tree) -> bool:
+    """May we change it at all?"""
+    return not tree.real or os.geteuid() == 0
 
 
 def recorded(tree: Tree, wanted: Plan) -> bool:
@@ -157,7 +164,9 @@ def recorded(tree: Tree, wanted: Plan) -> bool:
 
 def hints(tree: Tree, wanted: Plan) -> list[str]:
     """What an admin should know of a change before it is made, and what is left to her."""
-    if wanted.empty or wanted.record is None:
+    if wanted.record is None:
+        return _left(tree, wanted)
+    if wanted.empty:
         return []
     said = []
     if tree.real and udev.KVM.exists() and udev.owner()[1] & 0o006:
@@ -176,6 +185,15 @@ def hints(tree: Tree, wanted: Plan) -> list[str]:
     return said
 
 
+def _left(tree: Tree, wanted: Plan) -> list[str]:
+    """After an undoing."""
+    said = []
+    if any(change.path == snippets.CONDOR_FILE for change in wanted.files):
+        said.append("for HTCondor: condor_reconfig")
+    there = [name for name in (snippets.HOOK, *snippets.BESIDE) if name in tree.names(snippets.ETC)]
+    return said + ([f"{snippets.ETC} keeps what vmjob site hook wrote: {', '.join(there)}"] if there else [])
+
+
 def actions(tree: Tree, wanted: Plan) -> list[Callable[[], Optional[str]]]:
     """Each step, in the order in which a crash between two of them leaves what a second run, or disable, puts right:
     the record is there before what it tells of, and goes after it."""
@@ -184,16 +202,18 @@ def actions(tree: Tree, wanted: Plan) -> list[Callable[[], Optional[str]]]:
     files = [partial(_file, tree, change) for change in wanted.files]
     if wanted.record is None:
         gone = [path for path, _, new in wanted.folders if new is None]
-        empty = [partial(_remove, tree, path) for path in gone if path != snippets.STATE]
-        last = [partial(_remove, tree, path) for path in gone if path == snippets.STATE]
+        ours = (snippets.STATE, *plan.ABOVE)
+        empty = [partial(_remove, tree, path) for path in gone if path not in ours]
+        last = [partial(_remove, tree, path) for path in gone if path in ours]
         return [*tidy, *make, *files, partial(_discard, tree), *empty, partial(tree.remove, record.RECORD), *last]
     text = record.dump(wanted.record)
     steps: list[Callable[[], Optional[str]]] = [*tidy]
+    steps += [one for one in make if one.args[1] in plan.ABOVE]
     if tree.mode(snippets.STATE) is None:
         steps.append(partial(_begin, tree, text))
     elif tree.read(record.RECORD) != text:
         steps.append(partial(tree.write, record.RECORD, text, 0o600))
-    return [*steps, *(one for one in make if one.args[1] != snippets.STATE), *files]
+    return [*steps, *(one for one in make if one.args[1] not in (snippets.STATE, *plan.ABOVE)), *files]
 
 
 def _begin(tree: Tree, text: str) -> None:

@@ -16,7 +16,9 @@ from vmjob.site_errors import NodeUnchanged
 
 GROUP, GSHADOW = PurePosixPath("/etc/group"), PurePosixPath("/etc/gshadow")
 _UDEV = snippets.RULE_FILE.parent
-FOLDERS = {snippets.STATE: 0o755, snippets.RUNS: 0o1777, snippets.CACHE: 0o1777, _UDEV.parent: 0o755, _UDEV: 0o755}
+ABOVE = tuple(reversed(snippets.STATE.parents))[1:]  # a bare tree may lack them
+FOLDERS = {**dict.fromkeys(ABOVE, 0o755), snippets.STATE: 0o755, snippets.RUNS: 0o1777, snippets.CACHE: 0o1777,
+           _UDEV.parent: 0o755, _UDEV: 0o755}
 _SECRET = (GROUP, GSHADOW)
 
 

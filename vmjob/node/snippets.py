@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 
 HOOK = "vmjob-startd.sh"
+ETC = PurePosixPath("/etc/vmjob")  # where the hook's files are, as 99-vmjob-node.conf has it
+BESIDE = ("vmjob.pyz", "vmjob-wrapper.sh")  # what the hook runs
 # after those of systemd (50), QEMU's packages (60, 80) and uaccess (70): the last rule decides
 RULE_FILE = PurePosixPath("/etc/udev/rules.d/90-vmjob-kvm.rules")
 CONDOR = PurePosixPath("/etc/condor/config.d")
@@ -19,6 +22,12 @@ def udev_rule(group: str) -> str:
     return ("# Written by vmjob site enable-kvm: /dev/kvm is for the members of one group. vmjob site disable removes "
             "this.\n"
             f'KERNEL=="kvm", SUBSYSTEM=="misc", GROUP="{group}", MODE="0660", OPTIONS+="static_node=kvm"\n')
+
+
+def hook_in(configuration: str) -> str:
+    """The script that a file of HTCondor's configuration has the startd run; empty: none of ours."""
+    found = re.search(rf"^\s*STARTD_CRON_\w+_EXECUTABLE\s*=\s*(\S*{re.escape(HOOK)})\s*$", configuration, re.M | re.I)
+    return found[1] if found else ""
 
 
 def slurm(host: str) -> str:

@@ -34,7 +34,7 @@ class Tree:
 
     def read(self, path: PurePosixPath) -> Optional[str]:
         """What is in a file, None where there is none. Bytes that are no UTF-8 survive (surrogateescape)."""
-        with _told(path), self._parent(path) as folder:
+        with self._told(path), self._parent(path) as folder:
             if folder is None:
                 return None
             try:
@@ -49,7 +49,7 @@ class Tree:
 
     def mode(self, path: PurePosixPath, owners: Collection[Optional[int]] = ()) -> Optional[int]:
         """The mode of a folder, None where there is none. ``owners``: on this node it must be one of theirs."""
-        with _told(path), self._parent(path) as folder:
+        with self._told(path), self._parent(path) as folder:
             if folder is None:
                 return None
             try:
@@ -63,7 +63,7 @@ class Tree:
 
     def names(self, path: PurePosixPath) -> list[str]:
         """The files in a folder that HTCondor reads there, and the like: none whose names begin with a dot."""
-        with _told(path), self._parent(path / "x") as folder:
+        with self._told(path), self._parent(path / "x") as folder:
             if folder is None:
                 return []
             with os.scandir(folder) as entries:
@@ -72,7 +72,7 @@ class Tree:
     def write(self, path: PurePosixPath, text: str, mode: int) -> None:
         """The whole file, at one instant, for good. One that is there keeps owner, mode and labels; a new one has
         ``mode``."""
-        with _told(path), self._parent(path) as folder:
+        with self._told(path), self._parent(path) as folder:
             if folder is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             spare = _NEW + path.name
@@ -106,7 +106,7 @@ class Tree:
 
     def remove(self, path: PurePosixPath) -> None:
         """A file, or nothing."""
-        with _told(path), self._parent(path) as folder, suppress(FileNotFoundError):
+        with self._told(path), self._parent(path) as folder, suppress(FileNotFoundError):
             if folder is not None:
                 os.unlink(path.name, dir_fd=folder)
 
@@ -116,7 +116,7 @@ class Tree:
 
     def make_folder(self, path: PurePosixPath, mode: int, owner: Optional[int] = None) -> None:
         """One that is there gets mode and owner, as far as we may."""
-        with _told(path), self._parent(path) as folder:
+        with self._told(path), self._parent(path) as folder:
             if folder is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             with suppress(FileExistsError):
@@ -131,12 +131,12 @@ class Tree:
 
     def rename(self, path: PurePosixPath, to: PurePosixPath) -> None:
         """Within one folder."""
-        with _told(to), self._parent(path) as folder:
+        with self._told(to), self._parent(path) as folder:
             os.rename(path.name, to.name, src_dir_fd=folder, dst_dir_fd=folder)
 
     def remove_folder(self, path: PurePosixPath) -> bool:
         """False where something is in it: then it stays."""
-        with _told(path), self._parent(path) as folder:
+        with self._told(path), self._parent(path) as folder:
             try:
                 if folder is not None:
                     os.rmdir(path.name, dir_fd=folder)
@@ -151,7 +151,7 @@ class Tree:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Nobody else changes accounts meanwhile: the lock of lckpwdf(3), which useradd, usermod and vigr take."""
-        with _told(path := PurePosixPath("/etc/.pwd.lock")), self._parent(path) as folder:
+        with self._told(path := PurePosixPath("/etc/.pwd.lock")), self._parent(path) as folder:
             if folder is None:
                 raise FileNotFoundError(errno.ENOENT, "there is no folder /etc")
             opened = os.open(path.name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
@@ -190,14 +190,16 @@ class Tree:
         finally:
             os.close(here)
 
-
-@contextmanager
-def _told(path: PurePosixPath) -> Iterator[None]:
-    try:
-        yield
-    except PermissionError as refused:
-        raise NodeUnchanged(f"{path}: {refused.strerror}", "run it as root; --dry-run needs none") from refused
-    except OSError as failed:
-        link = failed.errno in (errno.ELOOP, errno.ENOTDIR)
-        raise NodeUnchanged(f"{path}: {'a symbolic link, or no folder, is in the way' if link else failed.strerror}",
-                            "put folders there, or look what it is; nothing was changed by halves") from failed
+    @contextmanager
+    def _told(self, path: PurePosixPath) -> Iterator[None]:
+        """Errors name the file itself, and where it is: never what it is called while it is being written."""
+        shown = self.root / str(path).replace(_NEW, "").lstrip("/")
+        try:
+            yield
+        except PermissionError as refused:
+            raise NodeUnchanged(f"{shown}: {refused.strerror}", "run it as root; --dry-run needs none") from refused
+        except OSError as failed:
+            link = failed.errno in (errno.ELOOP, errno.ENOTDIR)
+            why = "a symbolic link, or no folder, is in the way" if link else failed.strerror
+            raise NodeUnchanged(f"{shown}: {why}",
+                                "put folders there, or look what it is; nothing was changed by halves") from failed

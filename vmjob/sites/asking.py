@@ -9,9 +9,10 @@ import resource
 from dataclasses import dataclass
 from typing import Any
 
+from vmjob import schema
 from vmjob.errors import VmjobError
 from vmjob.site_errors import SitesRefused
-from vmjob.sitead import SiteAd, to_json
+from vmjob.sitead import SiteAd, from_json, to_json
 from vmjob.sites.sources import Source
 
 MEMORY = 2 * 2**30  # bytes of address space, of which the libraries take most
@@ -74,6 +75,19 @@ def main(inward: int) -> None:
 
 def _failure(message: str) -> dict[str, Any]:
     return {"failure": {"kind": SitesRefused.__name__, "message": message, "hint": "tell those who run it"}}
+
+
+def ad_of(body: Any, where: str) -> SiteAd:
+    """From JSON, whoever wrote it. Raises SitesRefused for what the schema does not take, and for what Python takes as
+    JSON though nothing else does: NaN, and halves of characters, which have no UTF-8."""
+    try:
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as half:
+        raise SitesRefused(f"{where}: half a character (a surrogate) is in it", "tell those who run it") from half
+    except ValueError as odd:
+        raise SitesRefused(f"{where}: a number in it is none, or has no end (NaN, Infinity)",
+                           "tell those who run it") from odd
+    return from_json(schema.check(body, "site-ad", where, SitesRefused))
 
 
 def document(answer: Answer) -> dict[str, Any]:

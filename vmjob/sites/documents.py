@@ -7,11 +7,10 @@ import os
 import stat
 from typing import Any
 
-from vmjob import schema
 from vmjob.progress import Bar
 from vmjob.site_errors import SitesRefused, SitesUnreachable
-from vmjob.sitead import SiteAd, from_json
-from vmjob.sites.asking import Answer
+from vmjob.sitead import SiteAd
+from vmjob.sites.asking import Answer, ad_of
 from vmjob.sites.sources import Source
 from vmjob.units import format_size
 
@@ -35,7 +34,7 @@ def parse(data: bytes, where: str) -> Answer:
     for number, one in enumerate(entries):
         at = f"{where}: site {number}" if isinstance(body, list) else where
         try:
-            ads.append(from_json(schema.check(one, "site-ad", at, SitesRefused)))
+            ads.append(ad_of(one, at))
         except SitesRefused as refused:
             wrong.append(refused)
         except RecursionError:
@@ -70,7 +69,9 @@ def _read(source: Source) -> bytes:
                 raise SitesRefused(f"{source}: this is no file", _HINT)
             data = file.read(LARGEST + 1) or b""
     except OSError as failed:
-        raise SitesUnreachable(f"{source}: cannot be read: {failed.strerror}", "check the path") from failed
+        raise SitesUnreachable(f"{source}: cannot be read: {failed.strerror}",
+                               f"is {source.place} the right path? In sites.yaml it begins at that file's folder"
+                               ) from failed
     if len(data) > LARGEST:
         raise SitesRefused(f"{source}: larger than {format_size(LARGEST)}", _HINT)
     return data

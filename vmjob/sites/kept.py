@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from vmjob import config, schema
+from vmjob import config
 from vmjob.site_errors import SitesRefused
-from vmjob.sitead import SiteAd, from_json
-from vmjob.sites.asking import ANSWER, Answer, document
+from vmjob.sitead import SiteAd
+from vmjob.sites.asking import ANSWER, Answer, ad_of, document
 from vmjob.sites.sources import Source
 
 log = logging.getLogger("vmjob.sites")
@@ -50,7 +50,7 @@ def last(source: Source) -> Optional[Kept]:
         with _path(source).open("rb") as file:
             asked = os.fstat(file.fileno()).st_mtime
             body = json.loads(file.read(ANSWER))
-        ads = [from_json(schema.check(one, "site-ad", "kept", SitesRefused)) for one in body["ads"]]
+        ads = [ad_of(one, "kept") for one in body["ads"]]
         return Kept(tuple(ads), tuple(map(str, body["notes"])), asked)
     except FileNotFoundError:
         return None

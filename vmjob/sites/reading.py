@@ -12,13 +12,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import IO, Any, Optional, Union
 
-from vmjob import process, schema
+from vmjob import process
 from vmjob.errors import JobError, VmjobError
 from vmjob.progress import Reporter
 from vmjob.site_errors import SitesRefused, SitesUnreachable
-from vmjob.sitead import SiteAd, from_json
+from vmjob.sitead import SiteAd
 from vmjob.sites import kept
-from vmjob.sites.asking import ANSWER, Answer, ask, few
+from vmjob.sites.asking import ANSWER, Answer, ad_of, ask, few
 from vmjob.sites.sources import Source
 from vmjob.units import format_duration
 
@@ -89,14 +89,16 @@ def _all(troubles: list[VmjobError]) -> VmjobError:
 
 
 def _alive(known: Sequence[Known], now: float) -> tuple[list[Known], list[str]]:
-    """Those that have not expired, and what to say of the others."""
+    """Those that have not expired, and what to say of the others. GLUE 1.3 has no word for a date: where the same
+    source says of a site what has expired, what it says without a date is no newer."""
     alive, notes = list[Known](), list[str]()
+    old = {(one.source, one.ad.name) for one in known if one.ad.expires and one.ad.expires <= now}
     for one in known:
         if one.ad.expires and one.ad.expires <= now:
             notes.append(f"{one.source}: what it says of {one.ad.name} expired {_ago(now - one.ad.expires)} ago")
         elif not one.ad.expires and one.asked + kept.KEEP < now:
             notes.append(f"{one.source}: what it said of {one.ad.name} is {_ago(now - one.asked)} old")
-        else:
+        elif one.ad.expires or (one.source, one.ad.name) not in old:
             alive.append(one)
     return alive, notes
 
@@ -209,7 +211,7 @@ def answer_of(body: dict[str, Any]) -> Answer:
     ads, notes = list[SiteAd](), list(body["notes"])
     for one in body["ads"]:
         try:
-            ads.append(from_json(schema.check(one, "site-ad", str(one.get("name"))[:100], SitesRefused)))
+            ads.append(ad_of(one, str(one.get("name"))[:100]))
         except SitesRefused as wrong:
             notes.append(f"left out: {wrong.message[:300]}")
     return Answer(tuple(ads), few(tuple(notes)))

@@ -13,16 +13,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Union
 
+from cemon_publisher import fits
 from cemon_publisher.ldif import clean
 from cemon_publisher.render import glue1
 from vmjob.classads import Value, listing, literal, words
-from vmjob.sitead import ANYBODY, SiteAd, covers
+from vmjob.sitead import SiteAd, covers
 
 Attributes = Mapping[str, Union[Value, tuple[str, ...]]]
 # of what GLUE 1.3 lets repeat, what we have
 _MANY = frozenset({"GlueCEAccessControlBaseRule", "GlueCECapability", "GlueForeignKey", "GlueChunkKey", glue1.TAGS})
 _NUMBERS = ("CPUs", "Jobs", "JobSlots", "Time", "SMPSize", "RAMSize", "Port", "VersionMajor", "VersionMinor")
-_MIB = 2**20
 _TRUTHS = {"TRUE": True, "FALSE": False}
 
 
@@ -50,17 +50,11 @@ def new(ad: SiteAd) -> str:
 def ads(ad: SiteAd) -> Iterator[Attributes]:
     """Their attributes; a tuple is what may repeat."""
     for element in ad.elements:
-        for vo in _vos(ad):
+        for vo in fits.vos(ad):
             images = tuple(one for one in ad.images if covers(one.vos, vo))
             for nodes in ad.nodes:
                 yield _joined(replace(ad, elements=(element,), vos=(vo,), nodes=(nodes,), images=images,
                                       unlisted=(vo,) if covers(ad.unlisted, vo) else ()))
-
-
-def _vos(ad: SiteAd) -> tuple[str, ...]:
-    """Who has a view of the site; where all may come, those too of whom anything is said by name."""
-    named = [vo for one in ad.images for vo in one.vos] + list(ad.unlisted) if ANYBODY in ad.vos else []
-    return tuple(dict.fromkeys((*ad.vos, *named)))
 
 
 def _joined(ad: SiteAd) -> Attributes:
@@ -79,9 +73,6 @@ def _joined(ad: SiteAd) -> Attributes:
             elif name != "objectClass":
                 made[name] = _typed(name, values[0])
     made.update({name: tuple(dict.fromkeys(values)) for name, values in many.items()})
-    [nodes] = ad.nodes  # what a guest gets of them is what jobs ask for
-    made.update({name: most for name, most in (("GlueHostMainMemoryRAMSize", nodes.max_memory // _MIB),
-                                               ("GlueHostArchitectureSMPSize", nodes.max_cpus)) if most})
     made["GlueCEPolicyMaxObtainableWallClockTime"] = made["GlueCEPolicyMaxWallClockTime"]
     made["Name"] = "{GlueCEUniqueID}.{GlueVOViewLocalID}.{GlueSubClusterUniqueID}".format(**made)
     return dict(sorted(made.items()))

@@ -2,7 +2,8 @@
 
     SiteAd     GlueCluster     GlueClusterUniqueID NAME-vmjob: CEs have clusters of their own; GlueForeignKey
                                GlueSiteUniqueID=NAME
-    Nodes      GlueSubCluster  GlueSubClusterName name; GlueHost… arch, os, os_version, cpus, memory (MiB);
+    Nodes      GlueSubCluster  GlueSubClusterName name; GlueHost… arch, os, os_version; of what a guest gets, as
+                               jobs ask for that: SMPSize max_cpus, RAMSize max_memory (MiB);
                                GlueHostApplicationSoftwareRunTimeEnvironment: for every image that can run there now
                                its tags vm_NAME and vm_sha256_HEX (sitead.py)
     Element    GlueCE          GlueCEUniqueID HOST:PORT/KIND-BATCH-QUEUE; GlueCEInfoContactString url;
@@ -25,7 +26,7 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from cemon_publisher import check, fits
-from cemon_publisher.ldif import Entry, Values, clean, distinct, entry, identifier, short, text
+from cemon_publisher.ldif import Entry, Values, clean, distinct, entry, identifier, short, text, words
 from vmjob import sitead
 from vmjob.sitead import Element, Nodes, SiteAd, covers
 
@@ -107,8 +108,9 @@ def _nodes(one: Nodes) -> dict[str, Values]:
     return {
         "GlueSubClusterName": one.name, "GlueSubClusterPhysicalCPUs": one.total,
         "GlueSubClusterLogicalCPUs": one.total * one.cpus,
-        "GlueHostArchitecturePlatformType": one.arch, "GlueHostArchitectureSMPSize": one.cpus or None,
-        "GlueHostMainMemoryRAMSize": one.memory // _MIB or None,
+        "GlueHostArchitecturePlatformType": one.arch,
+        "GlueHostArchitectureSMPSize": one.max_cpus or one.cpus or None,
+        "GlueHostMainMemoryRAMSize": (one.max_memory or one.memory) // _MIB or None,
         "GlueHostOperatingSystemName": one.os, "GlueHostOperatingSystemRelease": one.os_version,
         "GlueHostNetworkAdapterInboundIP": "FALSE",
         "GlueHostNetworkAdapterOutboundIP": "TRUE" if "nat" in one.networks else "FALSE"}
@@ -116,17 +118,17 @@ def _nodes(one: Nodes) -> dict[str, Values]:
 
 def _element(ad: SiteAd, one: Element) -> dict[str, Values]:
     best = ad.online[0] if ad.online else None
-    words = {sitead.VERSION: ad.version, sitead.UNLISTED: ",".join(ad.unlisted)}
+    own = {sitead.VERSION: ad.version, sitead.UNLISTED: words(ad.unlisted)}
     if best:
-        words |= {sitead.ACCEL: best.accel, sitead.NETWORKS: ",".join(best.networks),
-                  sitead.MAX_MEMORY: str(best.max_memory // _MIB), sitead.MAX_CPUS: str(best.max_cpus)}
+        own |= {sitead.ACCEL: best.accel, sitead.NETWORKS: words(best.networks),
+                sitead.MAX_MEMORY: str(best.max_memory // _MIB), sitead.MAX_CPUS: str(best.max_cpus)}
     return {
         "GlueCEName": one.queue, "GlueCEImplementationName": one.kind, "GlueCEInfoHostName": _host(one.host),
         "GlueCEInfoGatekeeperPort": str(_port(one)), "GlueCEInfoContactString": one.url,
         "GlueCEInfoJobManager": one.batch, "GlueCEInfoLRMSType": one.batch, "GlueCEInfoLRMSVersion": one.batch_version,
         "GlueCEInfoTotalCPUs": sum(kind.total * kind.cpus for kind in ad.nodes),
         "GlueCECapability": [*((sitead.HAS,) if best else ()),
-                             *(f"{key}={value}" for key, value in words.items() if value not in ("", "0"))],
+                             *(f"{key}={value}" for key, value in own.items() if value not in ("", "0"))],
         "GlueCEAccessControlBaseRule": [_rule(vo) for vo in ad.vos] or ["NONE"]}
 
 

@@ -20,10 +20,10 @@ BDII itself has. ``vmjob sites`` reads a whole site ad back from it::
                                              VmjobIdentifier, VmjobEndorser, VmjobList, VmjobArch, VmjobOs,
                                              VmjobOsVersion, VmjobSize (bytes), VmjobMemory (MiB), VmjobCpus
 
-OtherInfo is ``Key=value``, lists are words with commas, what is not known is not there. Every text has ``dn%3A`` for
-``dn:`` (ldif.py says why). For readers who know nothing of us there are a share for each element and VO with its
-mapping policy, an access policy for each endpoint, and the manager. The site itself (AdminDomain) is the site
-BDII's. Images that no node there could run now are not published.
+OtherInfo is ``Key=value``, lists are words with commas (in a word they become ``_``), what is not known is not there.
+Every text has ``dn%3A`` for ``dn:`` (ldif.py says why). For readers who know nothing of us there are a share for each
+element and VO with its mapping policy, an access policy for each endpoint, and the manager. The site itself
+(AdminDomain) is the site BDII's. Images that no node there could run now are not published.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from cemon_publisher import check, fits
-from cemon_publisher.ldif import Entry, Values, distinct, entry, identifier, moment, short, text
+from cemon_publisher.ldif import Entry, Values, distinct, entry, identifier, moment, short, text, words
 from vmjob import sitead
 from vmjob.sitead import Element, Nodes, SiteAd
 
@@ -109,7 +109,7 @@ def _service(ad: SiteAd, service: str, when: dict[str, Values]) -> Entry:
         "GLUE2ComputingServiceRunningJobs": sum(one.running for one in ad.nodes),
         "GLUE2EntityOtherInfo": _info(**{
             sitead.SITE: ad.name, sitead.HAS: _bool(bool(ad.online)), sitead.VERSION: ad.version,
-            sitead.VOS: ",".join(ad.vos), sitead.UNLISTED: ",".join(ad.unlisted),
+            sitead.VOS: words(ad.vos), sitead.UNLISTED: words(ad.unlisted),
             sitead.MAX_WALLTIME: ad.max_walltime, "VmjobDescription": ad.description, "VmjobWeb": ad.web})})
 
 
@@ -153,7 +153,7 @@ def _nodes(one: Nodes) -> dict[str, Values]:
         f"{own}TotalInstances": one.total, f"{own}UnavailableInstances": max(one.total - one.online, 0),
         "GLUE2EntityOtherInfo": _info(**{
             sitead.HAS: _bool(bool(one.online)), sitead.ACCEL: one.accel, sitead.REASON: one.reason,
-            sitead.NETWORKS: ",".join(one.networks), sitead.MAX_MEMORY: one.max_memory // _MIB,
+            sitead.NETWORKS: words(one.networks), sitead.MAX_MEMORY: one.max_memory // _MIB,
             sitead.MAX_CPUS: one.max_cpus, sitead.FREE: str(one.free), sitead.RUNNING: str(one.running),
             sitead.OCCUPIED: str(one.occupied), "VmjobArch": one.arch})}
 
@@ -209,7 +209,7 @@ def _images(ad: SiteAd, manager: str, top: str, when: dict[str, Values], nodes: 
             f"{own}RemovalDate": moment(image.expires),
             f"{own}ComputingManagerForeignKey": manager, f"{own}ExecutionEnvironmentForeignKey": where,
             "GLUE2EntityOtherInfo": _info(**{
-                sitead.DIGEST: image.digest, sitead.VOS: ",".join(image.vos), "VmjobIdentifier": image.identifier,
+                sitead.DIGEST: image.digest, sitead.VOS: words(image.vos), "VmjobIdentifier": image.identifier,
                 "VmjobEndorser": image.endorser, "VmjobList": image.list, "VmjobArch": image.arch,
                 "VmjobOs": image.os, "VmjobOsVersion": image.os_version, "VmjobSize": image.size,
                 "VmjobMemory": -(-image.memory // _MIB), "VmjobCpus": image.cpus})})
