@@ -70,13 +70,16 @@ def ensure() -> Path:
 
 
 def _make(folder: Path, log: TextIO) -> int:
-    """Exit status of mmdebstrap."""
+    """Exit status of mmdebstrap. Its packages' scripts ask HTCondor's configuration, which is not to be ours: the
+    bindings set CONDOR_CONFIG when they are imported."""
+    clean = {key: value for key, value in os.environ.items() if not key.upper().startswith(("CONDOR_", "_CONDOR_"))}
     if os.geteuid() == 0:
-        return subprocess.call([*recipe(), str(folder)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        return subprocess.call([*recipe(), str(folder)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                               env=clean)
     # The owners of its files are to be the same users that the site has, which are not mmdebstrap's.
     folder.mkdir()
     packed = subprocess.Popen([*recipe(), "--mode=unshare", "--format=tar", "-"], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=log)
+                              stdout=subprocess.PIPE, stderr=log, env=clean)
     unpack = ["tar", "--extract", "--numeric-owner", "--exclude=./dev/*", "--directory", str(folder)]
     unpacked = subprocess.call([*AS_ROOT, *unpack], stdin=packed.stdout, stdout=log, stderr=log)
     return packed.wait() or unpacked

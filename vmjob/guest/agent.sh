@@ -204,7 +204,11 @@ make_shell() {
 		if [ "$1" = 0 ]; then
 			# with a pipe for its errors, a shell is not interactive
 			printf '%s\n' 'stty -echo -isig -ixon -icrnl -opost 2>/dev/null' \
-				'mark ready; { $SHELL; mark "exit $?"; } 2>&1 | cat'
+				'mark ready'
+			# ends of input for the one before may still come: what is for this one begins with a line that says so
+			[ "$2" = 0 ] || printf '%s\n' 'odd=0; until { IFS= read -r begin && [ "$begin" = ": vmjob begins" ]; } ||' \
+				'	[ $odd = 100 ]; do odd=$((odd + 1)); done'
+			printf '%s\n' '{ $SHELL; mark "exit $?"; } 2>&1 | cat'
 		else
 			printf '%s\n' "stty rows $1 cols $2 2>/dev/null" 'mark ready; $SHELL -i; mark "exit $?"'
 		fi

@@ -15,6 +15,7 @@ from typing import Any, Optional
 from vmjob.errors import FolderBusy, GuestError, SlotError
 
 LEAVE = b"\x1d"  # Ctrl-]
+_BEGIN = b": vmjob begins\n"  # to an agent that does not wait for it, as to any shell, it says nothing
 _CTRL_D = b"\x04"  # the end of input, as a terminal is told
 _ANSWER = 30.0  # seconds in which a guest whose program runs starts a shell, also an emulated one
 _STEP = 0.5  # seconds between two looks at things that do not announce themselves
@@ -62,7 +63,7 @@ def shell(folder: Path, note: Callable[[str], None], stdin: int = 0, stdout: int
     what a person should know. Raises SlotError, FolderBusy when somebody else has the shell, or GuestError.
     """
     interactive = os.isatty(stdin) and os.isatty(stdout)
-    rows, columns = _size(stdout) if interactive else (0, 0)
+    rows, columns = _size(stdout) if interactive else (0, 1)  # no rows, one column: we say when we begin
     kind = re.sub(r"[^A-Za-z0-9+._-]", "", os.environ.get("TERM", ""))[:40].lstrip("+._-") or "dumb"
     with ExitStack() as stack:
         door = stack.enter_context(_knock(folder))
@@ -158,6 +159,7 @@ class _Visit:
                 raise _ended()
 
     def talk(self) -> int:
+        self.to_guest = b"" if self.size else _BEGIN
         while self.marks.status is None and not self.over and not self.left:
             self._turn(reading=True)
         while self.to_out:  # what was shown is worth more than a quick end
@@ -185,7 +187,7 @@ class _Visit:
                 self.to_guest = self.to_guest[self.line.send(self.to_guest):]
         if self.stdout in writable:
             self._put_out()
-        if not readable:
+        if not readable and not writable:  # nothing for a while
             self._idle()
 
     def _take(self) -> None:

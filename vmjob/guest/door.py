@@ -2,7 +2,8 @@
 
 A visitor connects to ``attach.sock`` in the run's private folder and speaks lines::
 
-    shell ROWS COLUMNS TERM        first; 0 rows: no terminal at the visitor's end
+    shell ROWS COLUMNS TERM        first; 0 rows: no terminal at the visitor's end; 1 column then: the
+                                   visitor says when it begins
     size ROWS COLUMNS              its window has changed
 
 and hears ``wait`` (the guest still boots), ``busy`` (somebody else has it), ``over`` (the program has ended), or
