@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.errors import JobError, VmjobError
-from vmjob.spool import LEDGER, document, safely
+from vmjob.spool import LEDGER, document, reading
 from vmjob.usage import UsageRecord, from_json
 
 KEYS = ("vo", "image", "user", "day", "site", "machine", "accelerator", "outcome")
@@ -88,9 +88,9 @@ def read(pages: Iterable[Path]) -> Iterator[tuple[Path, Optional[UsageRecord], s
 def page(path: Path) -> UsageRecord:
     """The record in a page of a ledger. It counts if the page belongs to the user whose run it is of, to root, or to
     whoever reads: nobody makes usage of somebody else. Raises OSError, JobError."""
-    with os.fdopen(safely(path), "rb") as file:
-        owner = os.fstat(file.fileno()).st_uid
-        record = from_json(document(file.fileno(), "page"), "page", JobError)
+    with reading(path) as handle:
+        owner = os.fstat(handle).st_uid
+        record = from_json(document(handle, "page"), "page", JobError)
     if owner not in (record.uid, 0, os.geteuid()):
         raise JobError(f"it belongs to uid {owner}, and tells of a run of uid {record.uid}")
     return record

@@ -21,6 +21,7 @@ import secrets
 import stat
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -177,14 +178,18 @@ def survey(place: Path, now: float) -> Seen:
         return Seen(problem=f"{place}: {refused.strerror}: runs and failures are not counted")
     running, failed = 0, []
     images: dict[str, float] = {}
+    shares: Counter[tuple[int, bool]] = Counter()  # nobody takes all the room that others need
     for entry, owner, image in entries:
         with suppress(OSError):
             path, found = Path(entry.path), entry.stat(follow_symlinks=False)
             # a second name for another's file would make his failures two
             if not stat.S_ISREG(found.st_mode) or found.st_uid != owner or found.st_nlink != 1:
                 continue
-            if image:
-                if now - found.st_mtime < _IMAGE_KEPT:
+            shares[owner, bool(image)] += 1
+            if shares[owner, bool(image)] > _MOST_OWN * 4:
+                pass
+            elif image:
+                if not _over(path, found, now):
                     images[image] = max(found.st_mtime, images.get(image, 0.0))
             elif _alive(path):
                 running += 1
@@ -213,7 +218,7 @@ def _over(path: Path, found: os.stat_result, now: float) -> bool:
     """Nobody needs this file any more."""
     age = now - found.st_mtime
     if path.name.startswith("image-"):
-        return age > _IMAGE_KEPT
+        return not -_UNLOCKED < age <= _IMAGE_KEPT  # nor one that is yet to come
     return age > _UNLOCKED and not _alive(path) and (age > HOUR or "failure" not in _read(path))
 
 

@@ -40,7 +40,10 @@ def check(document: Any, name: str, where: str, error: type[VmjobError] = JobErr
     """``document`` itself if it fits schema ``name``; else ``error`` naming ``where`` (the file) and the key."""
     import fastjsonschema
 
-    _named_keys(document, where, error)
+    try:
+        _named_keys(document, where, error)
+    except RecursionError as deep:
+        raise error(f"{where}: lists within lists without end", "write it flatter") from deep
     try:
         _checker(name)(document)
     except fastjsonschema.JsonSchemaValueException as wrong:

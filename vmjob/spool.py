@@ -25,8 +25,8 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -122,7 +122,9 @@ def sweep(spool: Path, dry: bool = False) -> Swept:
     for name, born in _runs(spool):
         try:
             went = _carry_on(spool, name, dry) if born else _unborn(spool, name, dry)
-        except (OSError, VmjobError) as wrong:
+        except FileNotFoundError:  # it went on meanwhile
+            continue
+        except Exception as wrong:  # a stranger's words, perhaps: they must not keep others' records in
             stuck.append(f"{spool}/{OPEN}/{name}: {wrong}")
             continue
         alive += went is None
@@ -185,16 +187,14 @@ def _unborn(spool: Path, uuid: str, dry: bool) -> bool:
 
 
 def _ours(folder: Path) -> bool:
-    try:
-        found = folder.lstat()
-    except FileNotFoundError:
-        return False
-    return found.st_uid == os.geteuid() and stat.S_ISDIR(found.st_mode)
+    with suppress(FileNotFoundError):
+        return (found := folder.lstat()).st_uid == os.geteuid() and stat.S_ISDIR(found.st_mode)
+    return False
 
 
 def _dead(spool: Path, folder: Path, uuid: str, lock: int) -> Entry:
     state = document(lock, "its state")
-    if state.get("format") not in FORMATS:
+    if not isinstance(state.get("format"), str) or state["format"] not in FORMATS:
         raise JobError("its state: the format is not known")
     record = from_json(state.get("record"), "its state", JobError)
     if (record.uuid, record.uid) != (uuid, os.geteuid()):
@@ -206,8 +206,8 @@ def _last_word(entry: Entry) -> UsageRecord:
     """The record of a run that was killed: as of its last beat."""
     begun = to_json(entry.record)
     try:
-        with os.fdopen(safely(entry.folder / "beat"), "rb") as file:
-            last = from_json({**begun, **document(file.fileno(), "beat")}, "beat", JobError)
+        with reading(entry.folder / "beat") as handle:
+            last = from_json({**begun, **document(handle, "beat")}, "beat", JobError)
     except (OSError, VmjobError) as lost:  # it never beat
         log.info("%s: what it used is not known: %s", entry.record.uuid, lost)
         last = replace(entry.record, wall=max(0.0, os.fstat(entry.lock).st_mtime - entry.record.started))
@@ -219,7 +219,10 @@ def _deliver(spool: Path, folder: Path) -> bool:
     went = False
     for end in FORMATS.values():
         with suppress(FileNotFoundError):
-            _move(folder / f"out{end}", spool / OUTGOING / f"{folder.name}{end}")
+            out = folder / f"out{end}"
+            if not stat.S_ISREG(out.lstat().st_mode):
+                raise JobError(f"{out.name}: it is no file")
+            _move(out, spool / OUTGOING / f"{folder.name}{end}")
             went = True
     _remove(folder)
     return went
@@ -228,9 +231,14 @@ def _deliver(spool: Path, folder: Path) -> bool:
 # ---------------------------------------------------------------- files
 
 
-def safely(path: Path) -> int:
+@contextmanager
+def reading(path: Path) -> Iterator[int]:
     """A descriptor for reading that follows no link and waits for nobody."""
-    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def document(handle: int, where: str) -> Mapping[str, Any]:
@@ -239,16 +247,12 @@ def document(handle: int, where: str) -> Mapping[str, Any]:
     if not stat.S_ISREG(found.st_mode) or found.st_size > ROOM:
         raise JobError(f"{where}: it is no file of at most {ROOM} bytes")
     try:
-        body = json.loads(os.pread(handle, ROOM, 0).decode(), parse_constant=_no_number)
+        body = json.loads(os.pread(handle, ROOM, 0).decode(), parse_constant=int)  # NaN is no number
     except (ValueError, RecursionError) as broken:
         raise JobError(f"{where}: it is no JSON") from broken
     if not isinstance(body, dict):
         raise JobError(f"{where}: it is no JSON object")
     return body
-
-
-def _no_number(word: str) -> float:
-    raise ValueError(f"{word} is no number")
 
 
 def _reserve(path: Path, room: int) -> None:

@@ -253,3 +253,17 @@ def test_nobody_makes_usage_of_somebody_else(place: Path) -> None:
     assert record is None and "belongs to uid 65533" in why
     os.chown(path, ALICE.uid, -1)
     assert next(read([path]))[1] == ALICE
+
+
+@pytest.mark.parametrize("state", [
+    '{"format": {}}', '{"format": []}', '{"format": "json", "record": null}', "[" * 3000, ""])
+def test_a_strangers_state_keeps_nobody_elses_record_in(tmp_path: Path, state: str) -> None:
+    for folder in spool.FOLDERS:
+        (tmp_path / folder).mkdir()
+    odd, dead = (tmp_path / spool.OPEN / f"{n * 8}-0000-0000-0000-000000000000" for n in "0a")
+    odd.mkdir()
+    (odd / "state").write_text(state)
+    entry = spool.begin(tmp_path, replace(ALICE, uuid=dead.name, uid=os.getuid()), "json")
+    entry.close()
+    swept = spool.sweep(tmp_path)
+    assert swept.delivered == (dead.name,) and len(swept.stuck) == 1 and odd.name in swept.stuck[0]

@@ -80,15 +80,20 @@ def advertise(args: argparse.Namespace) -> int:
 def _in_time(args: argparse.Namespace) -> Answer:
     """The answer, or one that says why there is none."""
     from vmjob import advertise as flow
-    from vmjob.errors import HostError, Interrupted
+    from vmjob.errors import Interrupted
+
+    class Late(BaseException):
+        """No error like others: nobody on the way takes it for an answer of the node's."""
 
     def late(_number: int, _frame: Optional[FrameType]) -> NoReturn:
-        raise HostError(f"it took more than {args.deadline} s to find out what this node can do")
+        raise Late
 
     before = signal.signal(signal.SIGALRM, late)
     try:
         signal.setitimer(signal.ITIMER_REAL, args.deadline)
         return flow.answer(users=args.users, validity=args.valid)
+    except Late:
+        return flow.silent(f"it took more than {args.deadline} s to find out what this node can do", args.valid)
     except Interrupted:
         raise  # nobody listens any more
     except Exception as failure:  # a bug of ours too

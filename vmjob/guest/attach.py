@@ -187,8 +187,8 @@ class _Visit:
                 self.to_guest = self.to_guest[self.line.send(self.to_guest):]
         if self.stdout in writable:
             self._put_out()
-        if not readable and not writable:  # nothing for a while
-            self._idle()
+        if not readable:
+            self._idle(nothing=not writable)
 
     def _take(self) -> None:
         try:
@@ -213,8 +213,8 @@ class _Visit:
     def _put_out(self) -> None:
         del self.to_out[:os.write(self.stdout, self.to_out[:4096])]
 
-    def _idle(self) -> None:
-        if not self.open and not self.to_guest:
+    def _idle(self, nothing: bool) -> None:
+        if nothing and not self.open:  # for a whole step: one a step, or it would end the shell of who comes next
             self.to_guest = _CTRL_D  # a program there may have taken the one before for itself
         if self.size is not None and self.size != (now := _size(self.stdout)):
             self.size = now

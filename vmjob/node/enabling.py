@@ -54,10 +54,24 @@ def startd_text() -> str:
     return wrapper_text(SNIPPET).decode()
 
 
+class _Named(dict[str, int]):
+    """With the accounts that the system tells of only when it is asked for one by its name (SSSD, mostly)."""
+
+    def __contains__(self, name: object) -> bool:
+        import pwd
+
+        if not super().__contains__(name):
+            try:
+                self[str(name)] = pwd.getpwnam(str(name)).pw_gid
+            except (KeyError, ValueError):
+                return False
+        return True
+
+
 def users_of(tree: Tree) -> Mapping[str, int]:
     """Accounts of the node with the number of each one's own group: those in its /etc/passwd, and on this node itself
     those of LDAP and the like too, as far as these tell them all."""
-    found = {}
+    found: dict[str, int] = _Named() if tree.real else {}
     for line in (tree.read(_PASSWD) or "").splitlines():
         parts = line.split(":")
         if len(parts) == 7 and parts[3].isdigit():

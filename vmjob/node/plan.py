@@ -20,6 +20,8 @@ ABOVE = tuple(reversed(snippets.STATE.parents))[1:]  # a bare tree may lack them
 FOLDERS = {**dict.fromkeys(ABOVE, 0o755), snippets.STATE: 0o755, snippets.RUNS: 0o1777, snippets.CACHE: 0o1777,
            _UDEV.parent: 0o755, _UDEV: 0o755}
 _SECRET = (GROUP, GSHADOW)
+# whoever is in one of these is root, or soon: letting users into KVM is not that
+_MIGHTY = {"root", "sudo", "wheel", "adm", "admin", "disk", "shadow", "docker", "lxd", "libvirt"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def _diff(change: Change) -> str:
 def enable(state: State, group: str, users: Sequence[str]) -> Plan:
     """The plan that lets ``users`` into KVM through ``group``. Raises NodeUnchanged."""
     old = state.record
-    if not NAME.match(group) or group == "root":
+    if not NAME.match(group) or group in _MIGHTY:
         raise NodeUnchanged(f"{group!r} is no group for users of KVM", "name another one with --group, such as kvm")
     if old and old.group != group:
         raise NodeUnchanged(f"this node was enabled with the group {old.group}, not {group}",
