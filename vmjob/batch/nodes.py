@@ -51,7 +51,9 @@ def requirements(needs: Needs, said: Said) -> str:
     if needs.kvm:
         parts.append(f'(TARGET.{sitead.ACCEL} == "{KVM}") =!= false')
     if needs.network_must or needs.network in said.networks:
-        parts.append(f"stringListMember({classads.literal(needs.network)}, TARGET.{sitead.NETWORKS}) =!= false")
+        # of a list that is not there HTCondor 23 says that nothing is in it
+        parts.append(f"(TARGET.{sitead.NETWORKS} =?= undefined || "
+                     f"stringListMember({classads.literal(needs.network)}, TARGET.{sitead.NETWORKS}) =!= false)")
     return " && ".join(parts)
 
 
