@@ -326,7 +326,8 @@ def test_time_of_standing_still_is_told_apart(site: Cli, place: Path) -> None:
     _, said = started.communicate(timeout=60)
     assert started.returncode == 0, said
     one, = outgoing(place)
-    assert 5 <= one["suspended"] <= one["wall"] - 2
+    # of each of the two what is less than a tick may be missing, and on a busy machine more of the second
+    assert 4 <= one["suspended"] <= one["wall"] - 2
 
 
 def test_a_full_spool_takes_no_run_and_loses_none(site: Cli, place: Path) -> None:

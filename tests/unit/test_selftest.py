@@ -190,3 +190,8 @@ def test_the_outcome_as_a_document_and_a_status() -> None:
         body = one.to_json()
         jsonschema.validate(body, schema)
         assert (one.status, body["passed"]) == (status, not status)
+
+
+def test_a_guest_that_powers_off_before_it_is_asked_ends_in_order(tmp_path: Path) -> None:
+    outputs(tmp_path)
+    assert not failing(selftest.check(tried(tmp_path, replace(RESULT, stop="itself")), bare(tmp_path), "ada", DATA))
