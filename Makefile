@@ -2,6 +2,8 @@
 # make demo-pool  ten of them through a compute element to two worker nodes, in demo-pool-out/; then ten in the VO's
 #                 own queue, pulled by glide-ins that went in through the same compute element
 # make test   everything; make unit: the fast part
+# make lock   newer releases of all packages: renews locks/, shows what changed, runs the fast part
+# make unit-lowest, make unit-newest   the fast part at both ends of the ranges in pyproject.toml
 # make bench  how fast, side by side with the peers; build/bench.json
 # make site-up    HTCondor pools to play with, in network namespaces of their own; make site-down ends them,
 #                 make site-shell gives a shell with all that is needed to use them
@@ -9,7 +11,7 @@
 
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: demo demo-pool test unit bench site-up site-down site-shell clean
+.PHONY: demo demo-pool test unit unit-lowest unit-newest lock bench site-up site-down site-shell clean
 
 demo:
 	@.ci/setup demo
@@ -28,6 +30,12 @@ unit:
 	@.ci/setup test
 	$(PYTEST) -m "unit or golden"
 
+lock:
+	@.ci/lock
+
+unit-lowest unit-newest:
+	@.ci/ranges $(@:unit-%=%)
+
 bench:
 	@.ci/setup bench
 	.venv/bin/python -m bench
@@ -45,4 +53,4 @@ site-shell:
 clean:
 	@if [ -d build/site-glidein ]; then VMJOB_SITE=glidein .venv/bin/python -m tests.site clean; fi
 	@if [ -d build/site ]; then .venv/bin/python -m tests.site clean; fi
-	rm -rf .venv build demo-out demo-pool-out
+	rm -rf .venv build dist demo-out demo-pool-out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from vmjob.errors import JobError, ScratchFull
@@ -10,7 +11,7 @@ from vmjob.files import FULL, place, real_kind, write_secret
 from vmjob.model import Payload
 from vmjob.payload import INPUT, LISTS, NAME, TOKEN, WRAPPER, image_place, list_name, write_payload
 from vmjob.progress import Reporter
-from vmjob.pyz import PYZ, build_pyz, cached_pyz, wrapper_text
+from vmjob.pyz import PYZ, carried_pyz, wrapper_text
 from vmjob.slot.scratch import claim, scratch
 
 _LISTS = tuple(map(list_name, range(LISTS)))
@@ -79,10 +80,8 @@ def write_small(folder: Path, payload: Payload) -> None:
     wrapper = folder / WRAPPER
     wrapper.write_bytes(wrapper_text())
     wrapper.chmod(0o755)
-    try:
-        place(cached_pyz(), folder / PYZ)
-    except OSError:
-        build_pyz(folder / PYZ)
+    shutil.copyfile(carried_pyz(), folder / PYZ)
+    (folder / PYZ).chmod(0o755)
     for number, signed in enumerate(payload.lists):
         place(signed, folder / list_name(number))
     write_payload(folder, payload)

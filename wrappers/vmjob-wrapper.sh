@@ -8,9 +8,13 @@ case $0 in
     *) here=$(pwd) ;;
 esac
 
+# 0: this Python will do; 3: it would, but vmjob.pyz has lost its end
 usable() {
-    command -v "$1" >/dev/null 2>&1 &&
-        "$1" -E -s -c 'import sys; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1
+    command -v "$1" >/dev/null 2>&1 || return 1
+    "$1" -E -s -c 'import sys, zipimport
+if sys.version_info < (3, 9): sys.exit(1)
+try: zipimport.zipimporter(sys.argv[1])
+except ImportError: sys.exit(3)' "$here/vmjob.pyz" >/dev/null 2>&1
 }
 
 # where the results are asked for as one file, that file is what the batch system waits for
@@ -64,10 +68,14 @@ esac
 
 for python in ${VMJOB_PYTHON:+"$VMJOB_PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 \
     platform-python /usr/libexec/platform-python /usr/bin/python3; do
-    if usable "$python"; then
+    status=0
+    usable "$python" || status=$?
+    case $status in
         # exec: the batch system's signals reach vmjob itself, and nothing waits in between
-        exec "$python" -E -s "$here/vmjob.pyz" "$@"
-    fi
+        0) exec "$python" -E -s "$here/vmjob.pyz" "$@" ;;
+        3) give_up "vmjob.pyz is cut short" "the payload was damaged on its way: pack it again, or send it again" \
+            200 JobError false ;;
+    esac
 done
 
 give_up "no Python 3.9 or newer was found on this node" \

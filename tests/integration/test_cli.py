@@ -146,5 +146,8 @@ def test_a_terminal_gets_a_bar_and_one_line_a_stage(cli: Cli) -> None:
 def test_library_and_command_agree_on_the_version(cli: Cli) -> None:
     import vmjob
 
-    assert cli("--version").out.decode().strip() == f"vmjob {vmjob.__version__}"
+    first, commit, worker = cli("--version").out.decode().strip().splitlines()
+    assert first == f"vmjob {vmjob.__version__}"
+    assert re.fullmatch(r"commit ([0-9a-f]{12}\+?|unknown)", commit)
+    assert re.match(r"worker's set: .*\bpyyaml [0-9.]+, qemu-qmp ", worker)
     assert Path(ROOT / "CHANGELOG.md").read_text().count(f"## {vmjob.__version__}") == 1

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from tests.servers import Authority, authority, faults, good, nginx, status, xro
 from vmjob.errors import ChirpFailed, ImageCorrupt, ImageOutOfReach, Interrupted, VmjobError
 from vmjob.image.transfer import receive_file
 from vmjob.model import Boot, Fetch, ImageFile, Manifest
-from vmjob.pyz import build_pyz
+from vmjob.pyz import carried_pyz
 from vmjob.stage.patience import Patience
 from vmjob.stage.sources import Changed, fetcher
 from vmjob.stage.web import Web
@@ -244,7 +245,7 @@ def test_a_node_without_htcondor(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_within_the_pyz_over_https(folder: Path, tmp_path: Path) -> None:
     """What a bare node has: one file, no certifi on the disk."""
     made = authority(tmp_path / "ca")
-    build_pyz(tmp_path / "vmjob.pyz")
+    shutil.copy(carried_pyz(), tmp_path / "vmjob.pyz")
     code = """import hashlib, os, sys
 from vmjob.model import Boot, ImageFile, Manifest
 from vmjob.stage import web

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 from tests.site import hosts
 from tests.site.layout import HOSTS, USERS, Host
-from vmjob.pyz import cached_pyz
+from vmjob.pyz import carried_pyz
 
 USER = "ada"
 PORT = 2170
@@ -89,7 +89,7 @@ def prepare(folders: Iterable[str] = ("run", "run/db", "db/grid", "db/glue", "db
     shutil.rmtree(bdii.folder, ignore_errors=True)
     for name in folders:
         (bdii.folder / name).mkdir(parents=True)
-    shutil.copy(cached_pyz(), bdii.folder / "lib/vmjob.pyz")
+    shutil.copy(carried_pyz(), bdii.folder / "lib/vmjob.pyz")
     shutil.copytree(ROOT / "ceMon-publisher/cemon_publisher", bdii.folder / "lib/cemon_publisher",
                     ignore=shutil.ignore_patterns("__pycache__"))
     for path in (bdii.folder, *bdii.folder.rglob("*")):

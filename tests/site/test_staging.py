@@ -12,7 +12,7 @@ import pytest
 from tests.site import hosts, web
 from tests.site.layout import HOSTS
 from tests.site.site import Site
-from vmjob.pyz import build_pyz
+from vmjob.pyz import carried_pyz
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(120)]
 
@@ -36,13 +36,12 @@ def test_the_plugins_of_htcondor(site: Site, tmp_path: Path) -> None:
     served = tmp_path / "served"
     served.mkdir()
     (served / "disk.raw").write_bytes(body)
-    build_pyz(tmp_path / "vmjob.pyz")
     script = ('set -e; cd "$(mktemp -d)"; base64 -d >vmjob.pyz; export PYTHONPATH="$PWD/vmjob.pyz" TMPDIR="$PWD" '
               'VMJOB_CACHE="$PWD/cache"; python3 -c "$@"; ls -d vmjob-stage-* || rm -r "$PWD"')
     with web.serving(served) as server:
         done = hosts.execute(HOSTS["n1"], "alice", [
             "sh", "-c", script, "sh", _CODE, str(len(body)), f"condor:{server.url}", f"condor:{server.url}none/",
-            "condor:s3://bucket/"], input=base64.b64encode((tmp_path / "vmjob.pyz").read_bytes()).decode())
+            "condor:s3://bucket/"], input=base64.b64encode(carried_pyz().read_bytes()).decode())
     assert done.returncode == 0 and "vmjob-stage" not in done.stdout, done.stderr
     got, missing, unknown = done.stdout.splitlines()
     assert got == hashlib.sha256(body[1000:]).hexdigest()

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from importlib import metadata
+from email import message_from_string
 from pathlib import Path
-from typing import Any
 
 import pytest
+import tomllib
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
+from tests.conftest import ROOT
 from tests.unit.test_payload import make
-from vmjob import bundle
+from vmjob import bundle, pyz_build
 from vmjob import pyz as pyz_file
-from vmjob.errors import FolderBusy, JobError, VmjobError
+from vmjob.errors import FolderBusy, HostError, JobError
 from vmjob.model import Payload
 from vmjob.payload import read_payload
 from vmjob.progress import Reporter
@@ -26,10 +33,8 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture(scope="module")
-def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pyz") / "vmjob.pyz"
-    pyz_file.build_pyz(path)
-    return path
+def pyz() -> Path:
+    return pyz_file.carried_pyz()
 
 
 @pytest.fixture
@@ -45,15 +50,70 @@ def pythons() -> list[str]:
 
 
 def test_small_pure_and_reproducible(pyz: Path, tmp_path: Path) -> None:
-    pyz_file.build_pyz(tmp_path / "again.pyz")
-    assert pyz.read_bytes() == (tmp_path / "again.pyz").read_bytes()
+    pyz_build.write(tmp_path / "again.pyz", ROOT, pyz_build.built_from(ROOT))
+    assert members(pyz) == members(tmp_path / "again.pyz")
     assert pyz.stat().st_size < 3 * 2**20 and pyz.read_bytes().startswith(b"#!/usr/bin/env python3\n")
     names = zipfile.ZipFile(pyz).namelist()
     assert len(set(names)) == len(names)
-    assert not [name for name in names if name.endswith((".so", ".pyc", ".pyi"))]
-    assert not [name for name in names if "__pycache__" in name or "/tests/" in name]
+    assert not [name for name in names if name.endswith((".so", ".pyc", ".pyi", ".pyz"))]
+    assert not [name for name in names if "__pycache__" in name or "/tests/" in name or ".dist-info" in name]
     assert {"vmjob/schemas/payload.schema.json", "vmjob/wrappers/vmjob-wrapper.sh", "certifi/cacert.pem",
-            "licences/requests/LICENSE"} <= set(names)
+            "licences/requests/license", "licences/pyyaml/license"} <= {name.lower() for name in names}
+
+
+def members(pyz: Path) -> dict[str, str]:
+    """Name → digest; but for the commit, which somebody else may have changed meanwhile."""
+    with zipfile.ZipFile(pyz) as archive:
+        return {name: hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()
+                if name != pyz_build.BUILT}
+
+
+def test_the_worker_set_is_locked_by_hash_for_the_oldest_python(pyz: Path) -> None:
+    """Whatever this environment has installed: what is in it is what locks/worker.txt names."""
+    lock = (ROOT / "locks/worker.txt").read_text()
+    pins = re.findall(r"^(\S+)==(\S+) \\\n((?: +--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", lock, re.M)
+    assert dict((name, version) for name, version, _ in pins) == pyz_build.locked(ROOT)
+    assert len(pins) == len([line for line in lock.splitlines() if line and not line.startswith((" ", "#"))])
+    wheels = list(pyz_build.worker_set(ROOT).iterdir())
+    for name, version, hashes in pins:
+        beginning = f"{name.replace('-', '_').replace('.', '_')}-{version}-"
+        (wheel,) = [wheel for wheel in wheels if wheel.name.lower().startswith(beginning)]
+        assert hashlib.sha256(wheel.read_bytes()).hexdigest() in hashes
+        with zipfile.ZipFile(wheel) as archive:
+            (metadata,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+            python = message_from_string(archive.read(metadata).decode())["Requires-Python"] or ""
+        assert SpecifierSet(python).contains("3.9"), f"{name} {version} needs Python {python}"
+    with zipfile.ZipFile(pyz) as archive:
+        assert json.loads(archive.read(pyz_build.BUILT))["worker"] == pyz_build.locked(ROOT)
+        assert f'__version__ = \'{pyz_build.locked(ROOT)["pyyaml"]}\'' in archive.read("yaml/__init__.py").decode()
+
+
+@pytest.mark.parametrize("lock", ["worker", "dev", "dist", "bench"])
+def test_every_lock_holds_what_pyproject_asks_for(lock: str) -> None:
+    """A new dependency is in the lock too (make lock), with hashes, and within its range."""
+    text = (ROOT / f"locks/{lock}.txt").read_text()
+    pinned: dict[str, list[str]] = {}
+    for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", text, re.M):
+        pinned.setdefault(canonicalize_name(name), []).append(version)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = project["dependency-groups"][lock] + (project["project"]["dependencies"] if lock == "dev" else [])
+    for one in map(Requirement, wanted):
+        versions = pinned.get(canonicalize_name(one.name), [])
+        assert versions and all(map(one.specifier.contains, versions)), f"{one}: {versions} in the lock: make lock"
+    assert "http" not in text  # the index is whatever pip is told
+
+
+def test_cut_short_is_said_in_one_line(pyz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (100, 70_000, pyz.stat().st_size - 1):
+        (tmp_path / "vmjob.pyz").write_bytes(pyz.read_bytes()[:size])
+        done = subprocess.run([sys.executable, str(tmp_path / "vmjob.pyz"), "--help"], capture_output=True, text=True)
+        assert done.returncode == 1 and "cut-short" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    monkeypatch.setattr(pyz_file, "_OWN", tmp_path)  # an installation with a damaged one
+    with pytest.raises(HostError, match="cut short"):
+        pyz_file.carried_pyz()
+    (tmp_path / "vmjob.pyz").unlink()
+    with pytest.raises(HostError, match="missing"):
+        pyz_file.carried_pyz()
 
 
 MODULES = ["vmjob.payload", "vmjob.slotrun", "vmjob.chirp", "vmjob.bundle", "vmjob.pyz",
@@ -66,7 +126,7 @@ def test_everything_comes_from_it(pyz: Path, tmp_path: Path, python: str) -> Non
     code = (f"import sys; sys.path[:] = [{str(pyz)!r}] + [p for p in sys.path if 'site-packages' not in p and p]\n"
             f"import importlib\nfor name in {MODULES!r}:\n m = importlib.import_module(name)\n"
             f" assert m.__file__.startswith({str(pyz)!r}), m.__file__\n"
-            "from vmjob.pyz import build_pyz; from pathlib import Path; build_pyz(Path('copy.pyz'))\n"
+            "from vmjob.pyz import carried_pyz; import shutil; shutil.copy(carried_pyz(), 'copy.pyz')\n"
             "from vmjob.schema import check\n"
             "check({'name': 'x', 'boot': ['disk'], 'files': [{'role': 'disk', 'path': 'd', 'format': 'raw', 'size': 1,"
             " 'sha256': '0' * 64}]}, 'manifest', 'here')\n")
@@ -79,32 +139,6 @@ def test_everything_comes_from_it(pyz: Path, tmp_path: Path, python: str) -> Non
 def test_it_starts(pyz: Path, python: str) -> None:
     done = subprocess.run([python, "-E", "-s", str(pyz), "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "vmjob" in done.stdout, done.stderr
-
-
-@pytest.mark.parametrize(("wanted", "fits"), [
-    (">=3.9", True), (">=3.8, <4", True), ("", True), (">=3.10", False), (">3.9", False), (">=3.9,!=3.9.*", False),
-    (">=2.7, !=3.0.*, !=3.9.1", True), ("~=3.8", True), ("<3.9", False), (">=3.9.0", True), ("nonsense", False),
-    (">=4", False), ("==3.*", True),
-])
-def test_requires_python(wanted: str, fits: bool) -> None:
-    assert pyz_file.runs_on(wanted, (3, 9)) is fits
-
-
-def test_a_release_too_new_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = metadata.distribution
-
-    def newer(name: str) -> metadata.Distribution:
-        found = real(name)
-        if name == "idna":
-            words: Any = found.metadata
-            words.replace_header("Requires-Python", ">=3.10")
-            monkeypatch.setattr(type(found), "metadata", property(lambda _: words))
-        return found
-
-    monkeypatch.setattr(metadata, "distribution", newer)
-    with pytest.raises(VmjobError, match=r"idna .* needs Python >=3\.10"):
-        pyz_file.build_pyz(tmp_path / "x.pyz")
-    assert not (tmp_path / "x.pyz").exists()
 
 
 def test_pack_into_a_folder(tmp_path: Path, payload: Payload) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def payload(tmp_path: Path) -> Path:
     folder = tmp_path / "pay load"
     folder.mkdir()
     shutil.copy(WRAPPER, folder / "vmjob-wrapper.sh")
-    (folder / "vmjob.pyz").write_text(PROGRAM)
+    with zipfile.ZipFile(folder / "vmjob.pyz", "w") as archive:
+        archive.writestr("__main__.py", PROGRAM)
     (tmp_path / "slot").mkdir()
     return folder
 
@@ -110,6 +112,17 @@ def test_lone_wrapper(payload: Path, tmp_path: Path) -> None:
     done = run(["sh"], payload / "vmjob-wrapper.sh", cwd=tmp_path / "slot", env=environ(tmp_path))
     assert done.returncode == 200 and "vmjob.pyz" in done.stderr
     check(json.loads((tmp_path / "slot/result.json").read_text()))
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])
+def test_a_pyz_that_is_cut_short(payload: Path, tmp_path: Path, shell: list[str]) -> None:
+    pyz = payload / "vmjob.pyz"
+    pyz.write_bytes(pyz.read_bytes()[:-10])
+    done = run(shell, payload / "vmjob-wrapper.sh", cwd=tmp_path / "slot", env=environ(tmp_path))
+    assert done.returncode == 200 and "vmjob.pyz is cut short" in done.stderr and "Traceback" not in done.stderr
+    result = json.loads((tmp_path / "slot/result.json").read_text())
+    assert result["failure"]["kind"] == "JobError"
+    check(result)
 
 
 @pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])

@@ -106,11 +106,12 @@ def _in_time(args: argparse.Namespace) -> Answer:
 def hook(args: argparse.Namespace) -> int:
     """The files of the hook. Raises JobError, OSError."""
     import json
+    import shutil
 
     from vmjob.cli.report import say
     from vmjob.errors import JobError
     from vmjob.payload import WRAPPER
-    from vmjob.pyz import HOOK, PYZ, SNIPPET, build_pyz, wrapper_text
+    from vmjob.pyz import HOOK, PYZ, SNIPPET, carried_pyz, wrapper_text
 
     folder = Path(args.folder)
     if not folder.is_dir():
@@ -124,7 +125,7 @@ def hook(args: argparse.Namespace) -> int:
         spare = path.with_name(f".{path.name}.new")
         try:
             if path.name == PYZ:
-                build_pyz(spare)
+                shutil.copyfile(carried_pyz(), spare)
             else:
                 text = wrapper_text(path.name)
                 if path.name == SNIPPET:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, Optional
 
-import vmjob
 from vmjob.errors import JobError, VmjobError
 
 _EXAMPLES = """\
@@ -36,6 +35,14 @@ class Parser(argparse.ArgumentParser):
         raise JobError(message, hint)
 
 
+class _Version(argparse.Action):
+    def __call__(self, *_args: object, **_more: object) -> NoReturn:
+        from vmjob.version import version
+
+        print(version().lines())
+        raise SystemExit(0)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line; handlers are imported only when called, so that --help is quick."""
     from vmjob.cli import account, batch_options, glidein_options, image_options, options, policy, site, sites
@@ -43,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="vmjob", description="Run a virtual machine image as an ordinary grid job.", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    top.add_argument("--version", action="version", version=f"vmjob {vmjob.__version__}")
+    top.add_argument("--version", action=_Version, nargs=0,
+                     help="print the version, the commit it was made from, and what vmjob.pyz carries")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     options.add_verbs(verbs)
     batch_options.add_verbs(verbs)
