@@ -72,12 +72,12 @@ def network_config(mac: str, address: str = "", gateway: str = "", dns: str = ""
 
 def write_seed(target: Path, instance: str, network: str = "") -> None:
     """Write the seed image to ``target``; ``network`` is a ``network_config``, or nothing for no network card."""
-    import pycdlib
+    from pycdlib.pycdlib import PyCdlib
 
     files = {"user-data": user_data(agent_text()), "meta-data": meta_data(instance), "vendor-data": vendor_data()}
     if network:
         files["network-config"] = network
-    iso = pycdlib.PyCdlib()
+    iso = PyCdlib()
     iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
     try:
         for name, text in files.items():
