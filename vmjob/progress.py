@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from vmjob.errors import VmjobError
-from vmjob.result import StageTime
+
+if TYPE_CHECKING:
+    from vmjob.result import StageTime
 
 
 class Reporter:
@@ -79,5 +81,7 @@ class Stages:
             raise
         finally:
             seconds = time.monotonic() - start
+            from vmjob.result import StageTime
+
             self.times.append(StageTime(name, seconds))
             self.reporter.stage_ended(name, seconds, ok)

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -31,7 +30,7 @@ examples:
 def add_verbs(verbs: Any) -> None:
     """The verb ``account`` with its own verbs."""
     form = argparse.RawDescriptionHelpFormatter
-    account = verbs.add_parser("account", help="what runs have used", epilog=_EXAMPLES, formatter_class=form,
+    account = verbs.add_parser("account", epilog=_EXAMPLES, formatter_class=form,
                                description="What runs have used, by the usage records of a site's nodes.")
     whats = account.add_subparsers(dest="what", metavar="WHAT", required=True)
     one = whats.add_parser("report", help="sums by VO, image, user and day", epilog=_EXAMPLES, formatter_class=form,
@@ -146,6 +145,8 @@ def report(args: argparse.Namespace) -> int:
 
 
 def _row(by: Sequence[str], one: Sum) -> dict[str, Any]:
+    from dataclasses import asdict
+
     numbers = {key: round(value, 3) for key, value in asdict(one).items() if key != "by"}
     return {**dict(zip(by, one.by)), **numbers}
 

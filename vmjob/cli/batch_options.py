@@ -8,6 +8,7 @@ from typing import Any
 
 from vmjob.cli.options import _job_options, _verb, _verbose, carry_option, parameter_options
 from vmjob.cli.sites_options import any_options
+from vmjob.cli.verbs import VERBS
 
 _SUBMIT_EXAMPLES = """\
 examples:
@@ -24,7 +25,7 @@ the program.
 
 def add_verbs(verbs: Any) -> None:
     """submit, status, wait, logs, fetch, rm, release, history."""
-    submit = _verb(verbs, "submit", "send jobs to a pool or a compute element", _SUBMIT_EXAMPLES, _later("submit"))
+    submit = _verb(verbs, "submit", VERBS["submit"].help, _SUBMIT_EXAMPLES, _later("submit"))
     _job_options(submit)
     _to(submit)
     submit.add_argument("-n", "--count", type=int, metavar="N",
@@ -35,37 +36,32 @@ def add_verbs(verbs: Any) -> None:
     submit.add_argument("--results", metavar="DIR", help="(target local) folder for the results (default: NAME.out)")
     _common(submit)
 
-    _ids(verbs, "status", "show jobs in the queue", "example:\n  vmjob status\n  vmjob status 42\n", "status")
-    wait = _ids(verbs, "wait", "wait until jobs have ended; the exit status is the first one's that is not 0",
-                "example:\n  vmjob wait 42 && vmjob fetch 42\n", "wait", needed=True)
+    _ids(verbs, "status", "example:\n  vmjob status\n  vmjob status 42\n", "status")
+    wait = _ids(verbs, "wait", "example:\n  vmjob wait 42 && vmjob fetch 42\n", "wait", needed=True)
     wait.add_argument("--timeout", metavar="TIME", help="give up after this time (the jobs go on)")
-    logs = _ids(verbs, "logs", "print what a job's program said",
-                "example:\n  vmjob logs 42.3\n  vmjob logs 42.3 --stderr\n", "logs", needed=True)
+    logs = _ids(verbs, "logs", "example:\n  vmjob logs 42.3\n  vmjob logs 42.3 --stderr\n", "logs", needed=True)
     logs.add_argument("--stderr", action="store_true", help="its standard error, with vmjob's own lines")
-    fetch = _ids(verbs, "fetch", "bring results of ended jobs here",
-                 "example:\n  vmjob fetch 42            into NAME-42.out/, of many NAME-42.out/PROC/\n"
+    fetch = _ids(verbs, "fetch", "example:\n  vmjob fetch 42            into NAME-42.out/, of many NAME-42.out/PROC/\n"
                  "  vmjob fetch 42.3 -o out\n",
                  "fetch", needed=True)
     fetch.add_argument("-o", "--out", metavar="DIR", help="folder for the results (default: NAME-ID.out)")
     fetch.add_argument("--keep", action="store_true", help="leave them at the target too, and the jobs in the queue")
-    remove = _ids(verbs, "rm", "remove jobs from the queue", "example:\n  vmjob rm 42\n  vmjob rm 42.3\n", "remove")
+    remove = _ids(verbs, "rm", "example:\n  vmjob rm 42\n  vmjob rm 42.3\n", "remove")
     remove.add_argument("--images", action="store_true",
                         help="remove the images too that the target keeps for later jobs")
-    _ids(verbs, "release", "let held jobs run again", "example:\n  vmjob release 42\n", "release", needed=True)
-    history = _ids(verbs, "history", "show jobs that have left the queue", "example:\n  vmjob history\n", "history")
+    _ids(verbs, "release", "example:\n  vmjob release 42\n", "release", needed=True)
+    history = _ids(verbs, "history", "example:\n  vmjob history\n", "history")
     history.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many, the latest (default: 50)")
-    for name, text in (("console", "follow the console of a running job's guest"),
-                       ("ssh", "a shell in a running job's guest, as the job's user")):
-        one = _verb(verbs, name, text, f"example:\n  vmjob {name} 42.0\n", _later(name))
+    for name in ("console", "ssh"):
+        one = _verb(verbs, name, VERBS[name].help, f"example:\n  vmjob {name} 42.0\n", _later(name))
         one.add_argument("id", metavar="ID", help="CLUSTER.PROC as vmjob status shows it")
         _to(one)
         one.add_argument("--json", action="store_true", help="print a failure as JSON")
         _verbose(one)
 
 
-def _ids(verbs: Any, name: str, text: str, examples: str, handler: str,
-         needed: bool = False) -> argparse.ArgumentParser:
-    one = _verb(verbs, name, text, examples, _later(handler))
+def _ids(verbs: Any, name: str, examples: str, handler: str, needed: bool = False) -> argparse.ArgumentParser:
+    one = _verb(verbs, name, VERBS[name].help, examples, _later(handler))
     named = needed or handler == "remove"
     one.add_argument("ids", metavar="ID", nargs="+" if needed else "*", help="CLUSTER or CLUSTER.PROC"
                      + (", as vmjob submit printed it" if named else " (default: all of yours)"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from vmjob.cli.batch_options import _common, _to
 from vmjob.cli.options import _verb
+from vmjob.cli.verbs import VERBS
 
 _KEEP_EXAMPLES = """\
 examples:
@@ -25,7 +26,7 @@ leaves its glide-ins at work, and goes on where it was when it is started again.
 
 def add_verbs(verbs: Any) -> None:
     """glidein keep, glidein status."""
-    top = _verb(verbs, "glidein", "make slots of a site workers of the VO's own pool",
+    top = _verb(verbs, "glidein", VERBS["glidein"].help,
                 "example:\n  vmjob glidein keep --help\n", None)
     actions = top.add_subparsers(dest="action", metavar="ACTION", required=True)
     keep = _verb(actions, "keep", "keep as many glide-ins at a target as the VO's pool asks for", _KEEP_EXAMPLES,

@@ -5,20 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmjob import config
 from vmjob.cli import report
 from vmjob.errors import JobError
-from vmjob.model import Boot, Manifest
 
 if TYPE_CHECKING:
     from vmjob.image.store import Store
+    from vmjob.model import Manifest
     from vmjob.trying import Outcome, Scanned
 
 _SCAN = """\
@@ -55,7 +52,7 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser], nouns: Any) -> None:
     testing = verb(nouns, "test", "boot an image and check that jobs can count on it", _TEST, "test")
     testing.set_defaults(handler=test)
     testing.add_argument("image", metavar="IMAGE", help="name, digest or path of a manifest.yaml")
-    testing.add_argument("--boot", metavar="METHOD", choices=[boot.value for boot in Boot],
+    testing.add_argument("--boot", metavar="METHOD", choices=("job", "system", "disk"),
                          help="this boot method only (default: each that the manifest names)")
     testing.add_argument("--out", metavar="FILE", type=Path,
                          help="write the outcome there, as JSON that vmjob image sign --test takes")
@@ -72,6 +69,8 @@ def _store() -> Store:
 
 def scan(args: argparse.Namespace) -> int:
     """``vmjob image scan``."""
+    import tempfile
+
     from vmjob import trying
     from vmjob.image import feed
 
@@ -98,6 +97,8 @@ def scan(args: argparse.Namespace) -> int:
 
 
 def _scan_document(scanned: Sequence[Scanned], feeds: Sequence[str]) -> dict[str, Any]:
+    from dataclasses import asdict
+
     return {"feeds": feeds, "images": [{
         "image": one.manifest.name, "digest": one.manifest.digest, "verdict": one.verdict,
         "os": one.listing.os if one.listing else "", "packages": len(one.listing.packages) if one.listing else 0,
@@ -108,6 +109,8 @@ def _scan_document(scanned: Sequence[Scanned], feeds: Sequence[str]) -> dict[str
 
 
 def _print_scan(scanned: Sequence[Scanned], feeds: int) -> None:
+    from collections import Counter
+
     from vmjob.cli.tables import table
 
     twice = Counter(one.manifest.name for one in scanned)
@@ -142,6 +145,7 @@ def _told(one: Scanned) -> str:
 def test(args: argparse.Namespace) -> int:
     """``vmjob image test``."""
     from vmjob import trying
+    from vmjob.model import Boot
 
     manifest = _store().resolve(args.image)[0]
     methods = [Boot(args.boot)] if args.boot else list(manifest.boot)
@@ -161,6 +165,8 @@ def test(args: argparse.Namespace) -> int:
 
 
 def _print_test(outcome: Outcome) -> None:
+    from collections import Counter
+
     from vmjob.cli.tables import table
 
     rows = [[boot.boot.value, check.name, check.outcome, f"{check.seconds:.2f}" if check.seconds else "", check.text]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +58,10 @@ def _verb(nouns: Any, name: str, text: str, description: str, examples: str,
 
 
 def _layer(args: argparse.Namespace) -> int:
+    import tempfile
+    from contextlib import ExitStack
+    from functools import partial
+
     from vmjob.cli import report
     from vmjob.image import layering
     from vmjob.image.store import Store
@@ -103,6 +104,8 @@ def _layer(args: argparse.Namespace) -> int:
 
 
 def _flatten(args: argparse.Namespace) -> int:
+    from functools import partial
+
     from vmjob.cli import report
     from vmjob.image import layering
     from vmjob.image.store import Store

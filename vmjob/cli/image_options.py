@@ -19,7 +19,7 @@ examples:
 
 def add_verbs(verbs: Any) -> None:
     """The verb ``image`` with its own verbs."""
-    image = verbs.add_parser("image", help="build, import and look at images", epilog=_EXAMPLES,
+    image = verbs.add_parser("image", epilog=_EXAMPLES,
                              description="Build, import and look at images.",
                              formatter_class=argparse.RawDescriptionHelpFormatter)
     nouns = image.add_subparsers(dest="what", metavar="WHAT", required=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -43,24 +42,19 @@ class _Version(argparse.Action):
         raise SystemExit(0)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line; handlers are imported only when called, so that --help is quick."""
-    from vmjob.cli import account, batch_options, glidein_options, image_options, options, policy, site, sites
+def parser(only: str = "") -> argparse.ArgumentParser:
+    """The whole command line, or that of the verb ``only``, with the others listed: so a start is quick. Handlers are
+    imported when they are called."""
+    from vmjob.cli.verbs import Verbs
 
     top = Parser(
         prog="vmjob", description="Run a virtual machine image as an ordinary grid job.", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--version", action=_Version, nargs=0,
                      help="print the version, the commit it was made from, and what vmjob.pyz carries")
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    options.add_verbs(verbs)
-    batch_options.add_verbs(verbs)
-    glidein_options.add_verbs(verbs)
-    image_options.add_verbs(verbs)
-    policy.add_verbs(verbs)
-    site.add_verbs(verbs)
-    sites.add_verbs(verbs)
-    account.add_verbs(verbs)
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, action=Verbs, parser_class=Parser)
+    assert isinstance(verbs, Verbs)
+    verbs.fill(only)
     return top
 
 
@@ -75,10 +69,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         cut = words.index("--")
         words, command = words[:cut], words[cut + 1:]
     if not words:
-        parser().print_help()
+        parser("--help").print_help()
         return JobError.status
     try:
-        args = parser().parse_args(words)
+        args = parser(words[0]).parse_args(words)
         args.command = command
         _logging(getattr(args, "verbose", 0))
         with Signals():  # a signal is an error like any other: what was begun is undone
@@ -121,6 +115,8 @@ def tell(error: VmjobError, json: bool = False) -> int:
 
 
 def _logging(verbose: int) -> None:
+    import logging
+
     level = logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="vmjob: %(message)s", stream=sys.stderr)
     logging.getLogger("qemu").setLevel(logging.CRITICAL if verbose < 3 else logging.DEBUG)

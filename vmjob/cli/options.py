@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from vmjob.cli.verbs import VERBS
 from vmjob.schema import NAMES
 
 _RUN_EXAMPLES = """\
@@ -19,7 +20,7 @@ The exit status is the program's own; 200 and above are failures of vmjob's (see
 
 def add_verbs(verbs: Any) -> None:
     """The verbs about jobs and about this machine."""
-    run = _verb(verbs, "run", "run a job here, in a virtual machine", _RUN_EXAMPLES, _run)
+    run = _verb(verbs, "run", VERBS["run"].help, _RUN_EXAMPLES, _run)
     _job_options(run)
     run.add_argument("--results", metavar="DIR",
                      help="folder for result.json and the outputs (default: NAME.out where there are any)")
@@ -28,7 +29,7 @@ def add_verbs(verbs: Any) -> None:
     run.add_argument("-q", "--quiet", action="store_true", help="print nothing but the program's own output")
     _verbose(run)
 
-    pack = _verb(verbs, "pack", "make a job the input of any batch system",
+    pack = _verb(verbs, "pack", VERBS["pack"].help,
                  "example:\n  vmjob pack job.yaml -o payload.tar\n"
                  "  (in the slot: tar xf payload.tar && sh vmjob-wrapper.sh)\n", _pack)
     _job_options(pack)
@@ -37,7 +38,7 @@ def add_verbs(verbs: Any) -> None:
     pack.add_argument("--json", action="store_true", help="print what was written as JSON")
     _verbose(pack)
 
-    plan = _verb(verbs, "plan", "show what would be submitted and started; starts nothing, touches no network",
+    plan = _verb(verbs, "plan", VERBS["plan"].help,
                  "example:\n  vmjob plan --image micro --cpus 2 -- true\n"
                  "  vmjob plan job.yaml --to condor -n 10 --set SEED='$(Process)'\n", _plan)
     _job_options(plan)
@@ -49,13 +50,13 @@ def add_verbs(verbs: Any) -> None:
     plan.add_argument("--json", action="store_true", help="print it as JSON")
     _verbose(plan)
 
-    doctor = _verb(verbs, "doctor", "what can this machine do, and what to mend",
+    doctor = _verb(verbs, "doctor", VERBS["doctor"].help,
                    "example:\n  vmjob doctor\n  vmjob doctor --json\n", _doctor)
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
     doctor.add_argument("--fresh", action="store_true", help="ask again instead of using remembered answers")
     _verbose(doctor)
 
-    schema = _verb(verbs, "schema", "print a JSON schema, for editors and programs",
+    schema = _verb(verbs, "schema", VERBS["schema"].help,
                    "example:\n  vmjob schema job > job.schema.json\n", _schema)
     schema.add_argument("name", choices=NAMES)
     schema.add_argument("--json", action="store_true", help="(it always is)")

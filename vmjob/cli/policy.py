@@ -26,7 +26,7 @@ The exit status is 0 where the job may run, 226 where it may not, 227 where a po
 
 def add_verbs(verbs: Any) -> None:
     """The verb ``policy`` with its own verbs."""
-    policy = verbs.add_parser("policy", help="what a site lets run, and why", epilog=_EXAMPLES,
+    policy = verbs.add_parser("policy", epilog=_EXAMPLES,
                               description="What a site lets run, and why.",
                               formatter_class=argparse.RawDescriptionHelpFormatter)
     nouns = policy.add_subparsers(dest="what", metavar="WHAT", required=True)

@@ -53,8 +53,7 @@ before stays in it, and a file that was changed since stays and is named.
 
 def add_verbs(verbs: Any) -> None:
     """The verb ``site`` with its own verbs."""
-    site = verbs.add_parser("site", help="for admins: let virtual machines into this node, and say so",
-                            description="Let virtual machines into this node, and say so.", epilog=_EXAMPLES,
+    site = verbs.add_parser("site", description="Let virtual machines into this node, and say so.", epilog=_EXAMPLES,
                             formatter_class=argparse.RawDescriptionHelpFormatter)
     nouns = site.add_subparsers(dest="what", metavar="WHAT", required=True)
     _add_check(nouns)

@@ -29,7 +29,7 @@ def add_verbs(verbs: Any) -> None:
     """The verb ``sites``."""
     from vmjob.cli.sites_options import for_options
 
-    one = verbs.add_parser("sites", help="which sites can run it", epilog=_EXAMPLES,
+    one = verbs.add_parser("sites", epilog=_EXAMPLES,
                            description="Which sites run virtual machines, what each has, and whose jobs it takes.",
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     one.add_argument("name", metavar="NAME", nargs="?", help="all that is known of this site")
