@@ -12,6 +12,8 @@ from vmjob.model import Boot, ImageFile, Manifest
 
 DISK_FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx")
 _FORMATS = {"disk": DISK_FORMATS, "kernel": ("elf", "bzimage"), "initrd": ("cpio",), "layer": ("delta",)}
+_USED = {Boot.JOB: ("kernel", "initrd", "disk", "layer"), Boot.SYSTEM: ("kernel", "initrd", "disk", "layer"),
+         Boot.DISK: ("disk", "layer")}
 _NEEDED = {Boot.JOB: ("kernel", "initrd"), Boot.SYSTEM: ("kernel", "initrd", "disk"), Boot.DISK: ("disk",)}
 
 
@@ -62,6 +64,11 @@ def _check(manifest: Manifest, where: str, error: type[VmjobError]) -> None:
         if len(manifest.files) > 1 and not source.endswith("/") and not re.search(r"\{(path|sha256)\}", source):
             raise error(f"{where}: sources.{n}: {source} cannot be the address of {len(manifest.files)} files",
                         "end it with / where it is their folder, or put {path} or {sha256} in it")
+    wanted = {role for boot in manifest.boot for role in _USED[boot]}
+    for role in roles:
+        if role.rstrip("0123456789") not in wanted:
+            raise error(f"{where}: files: no boot method of {', '.join(b.value for b in manifest.boot)} uses a {role}",
+                        "remove it from files, or add the boot method that needs it")
     for boot in manifest.boot:
         lacking = [role for role in _NEEDED[boot] if role not in roles]
         if lacking:

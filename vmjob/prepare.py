@@ -18,15 +18,18 @@ _TAR_ROOM = 4 * 2**20  # the archive's own headers and padding, beside the bytes
 def prepare(this: Run, image: Image, folder: Path, stack: ExitStack) -> tuple[VmSpec, Link]:
     """Make in ``folder`` what the next boot of ``this`` needs; ``stack`` ends its network.
 
-    Raises ScratchFull, HostError, NetworkRefused.
+    Raises ImageRefused, ScratchFull, HostError, NetworkRefused.
     """
     from vmjob.guest import seed
+    from vmjob.image import bootfiles
     from vmjob.vm import cmdline, disks, firmware, net, probe
 
     manifest = this.payload.manifest
     assert this.boot and this.granted and this.qemu and this.accel
     # absolute, as QEMU works in the run's folder
     paths = {role: path.absolute() for role, path in image.paths.items()}
+    for file in manifest.files:
+        bootfiles.check(file, paths[file.role])
     archive = this.payload.input_archive
     chain = tuple(path.absolute() for path in image.chain)
     files = compose.RunFiles(paths, str(archive.absolute()) if archive else "", chain=chain)

@@ -20,7 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NoReturn, Optional, Union
 
+from vmjob import landlock
 from vmjob.errors import CommandFailed, CommandMissing
+from vmjob.landlock import Fence
 
 log = logging.getLogger("vmjob.process")
 
@@ -43,22 +45,24 @@ def require(name: str, package: str) -> str:
     return found
 
 
-def die_with_parent(parent: int) -> Callable[[], None]:
-    """A ``preexec_fn``: SIGKILL reaches the child when the parent goes away, even by kill -9."""
+def die_with_parent(parent: int, rules: Optional[int] = None) -> Callable[[], None]:
+    """A ``preexec_fn``: SIGKILL reaches the child when the parent goes away, even by kill -9. ``rules``: of a fence."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def apply() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != parent:  # the parent died before prctl was heard
             os._exit(1)
+        if rules is not None:
+            landlock.restrict(rules)
 
     return apply
 
 
 def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[Mapping[str, str]] = None,
         input: Optional[bytes] = None, timeout: Optional[float] = None, check: bool = True,
-        hint: str = "") -> subprocess.CompletedProcess[bytes]:
-    """Run a command to its end; stdout and stderr are captured as bytes.
+        hint: str = "", fence: Optional[Fence] = None) -> subprocess.CompletedProcess[bytes]:
+    """Run a command to its end; stdout and stderr are captured as bytes. ``fence``: what it may open.
 
     Raises CommandMissing, or (with ``check``) CommandFailed with the end of its output; a command that
     outlives ``timeout`` seconds is killed and is a CommandFailed too.
@@ -66,9 +70,10 @@ def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[M
     words = [str(word) for word in argv]
     log.debug("run: %s", shlex.join(words))
     try:
-        done = subprocess.run(words, cwd=cwd, env=env, input=input, timeout=timeout, capture_output=True,
-                              stdin=None if input is not None else subprocess.DEVNULL,
-                              preexec_fn=die_with_parent(os.getpid()))
+        with landlock.ruleset(fence) as rules:
+            done = subprocess.run(words, cwd=cwd, env=env, input=input, timeout=timeout, capture_output=True,
+                                  stdin=None if input is not None else subprocess.DEVNULL,
+                                  preexec_fn=die_with_parent(os.getpid(), rules))
     except FileNotFoundError as missing:
         raise CommandMissing(f"the program {words[0]} is not installed here", hint) from missing
     except subprocess.TimeoutExpired as slow:
@@ -83,15 +88,17 @@ def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[M
 
 def spawn(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[Mapping[str, str]] = None,
           pass_fds: Sequence[int] = (), stdout: Optional[IO[bytes]] = None,
-          stderr: Optional[IO[bytes]] = None) -> subprocess.Popen[bytes]:
+          stderr: Optional[IO[bytes]] = None, fence: Optional[Fence] = None) -> subprocess.Popen[bytes]:
     """Start a long-lived helper in a session of its own (a terminal's Ctrl-C and Ctrl-Z come to us
-    alone, who then stop it in order). The caller ends and reaps it. Raises CommandMissing."""
+    alone, who then stop it in order). ``fence``: what it may open. The caller ends and reaps it. Raises
+    CommandMissing."""
     words = [str(word) for word in argv]
     log.debug("start: %s", shlex.join(words))
     try:
-        return subprocess.Popen(words, cwd=cwd, env=env, pass_fds=pass_fds, stdin=subprocess.DEVNULL,
-                                stdout=stdout or subprocess.DEVNULL, stderr=stderr or subprocess.DEVNULL,
-                                start_new_session=True, preexec_fn=die_with_parent(os.getpid()))
+        with landlock.ruleset(fence) as rules:
+            return subprocess.Popen(words, cwd=cwd, env=env, pass_fds=pass_fds, stdin=subprocess.DEVNULL,
+                                    stdout=stdout or subprocess.DEVNULL, stderr=stderr or subprocess.DEVNULL,
+                                    start_new_session=True, preexec_fn=die_with_parent(os.getpid(), rules))
     except FileNotFoundError as missing:
         raise CommandMissing(f"the program {words[0]} is not installed here",
                              "see vmjob doctor for what this machine lacks") from missing

@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Optional
 
-from vmjob import blockdev, process
+from vmjob import blockdev
 from vmjob.errors import ImageError
 from vmjob.image.delta import BLOCK, MAX_RUNS, NEW, PIECE, ZEROS, Runs
 from vmjob.image.nbd import MAX_READ, Reader
@@ -27,8 +27,7 @@ _WINDOW = MAX_READ // BLOCK
 
 def data_windows(chain: Chain) -> list[int]:
     """Numbers of the windows of MAX_READ bytes in which the chain has data, in order. Raises CommandFailed."""
-    tool = process.require("qemu-img", "qemu-utils")
-    told = json.loads(process.run([tool, "map", "--output=json", blockdev.file_name(chain)]).stdout)
+    told = json.loads(blockdev.qemu_img("map", "--output=json", blockdev.file_name(chain), disks=chain).stdout)
     found: set[int] = set()
     for extent in told:
         if extent["data"] and not extent["zero"]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Optional
 
-from vmjob import process
+from vmjob import blockdev, process
 from vmjob.errors import CommandFailed, ImageCorrupt, ImageMissing, ImageRefused
 from vmjob.image import partitions
 from vmjob.units import MIB
@@ -102,6 +102,14 @@ def _refuse(path: Path, reason: str) -> None:
     raise ImageRefused(f"{path}: {reason}", _HINT)
 
 
+def _read(file: BinaryIO, offset: int, length: int) -> bytes:
+    """``length`` bytes from ``offset`` on, fewer at the file's end: a header may name any number."""
+    if offset > os.fstat(file.fileno()).st_size:
+        return b""
+    file.seek(offset)
+    return file.read(length)
+
+
 # ---------------------------------------------------------------- qcow2
 
 
@@ -111,8 +119,8 @@ def _check_qcow2(file: BinaryIO, head: bytes, path: Path) -> int:
     if version not in (2, 3):
         _refuse(path, f"qcow2 version {version} is not known")
     if backing or length:
-        file.seek(backing)
-        _refuse(path, f"its backing file is {_shown(file.read(min(length, 1023)))}: QEMU would read that on the node")
+        name = _read(file, backing, min(length, 1023))
+        _refuse(path, f"its backing file is {_shown(name)}: QEMU would read that on the node")
     if crypt:
         _refuse(path, "it is encrypted")
     if not 9 <= cluster_bits <= 21:
@@ -134,8 +142,7 @@ def _check_qcow2(file: BinaryIO, head: bytes, path: Path) -> int:
 def _check_extensions(file: BinaryIO, start: int, end: int, path: Path) -> None:
     """The header extensions; two of them name other files whatever the feature bits say."""
     while start + 8 <= end:
-        file.seek(start)
-        kind, length = struct.unpack(">II", file.read(8))
+        kind, length = struct.unpack(">II", _read(file, start, 8))
         if kind == 0:
             return
         if kind == 0x44415441:
@@ -154,16 +161,17 @@ def _shown(name: bytes) -> str:
 
 def _check_vmdk(file: BinaryIO, head: bytes, path: Path) -> int:
     """Sparse extent with its descriptor inside: the only kind that is one file."""
-    capacity, _, offset, sectors = struct.unpack_from("<QQQQ", head, 12)
+    capacity, grain, offset, sectors = struct.unpack_from("<QQQQ", head, 12)
     if not offset or not 0 < sectors <= 2048 or not capacity:  # no capacity: QEMU opens what the descriptor names
         _refuse(path, "a vmdk without its data inside: its parts are other files")
+    if offset != 1:  # QEMU reads it from byte 0x200 on, whatever the header says
+        _refuse(path, f"its descriptor is at sector {offset}, where QEMU does not look; in a vmdk for QEMU it is at 1")
     if struct.unpack_from("<Q", head, 56)[0] == 2**64 - 1:  # a second header at the end counts then
-        file.seek(-1024, os.SEEK_END)
-        footer = file.read(512)
-        if footer[:4] != b"KDMV" or struct.unpack_from("<QQQQ", footer, 12) != (capacity, _, offset, sectors):
+        size = os.fstat(file.fileno()).st_size
+        footer = _read(file, size - 1024, 512) if size >= 2048 and size % 512 == 0 else b""
+        if footer[:4] != b"KDMV" or struct.unpack_from("<QQQQ", footer, 12) != (capacity, grain, offset, sectors):
             _refuse(path, "the vmdk header at its end differs from the one at its beginning")
-    file.seek(offset * 512)
-    text = file.read(max(sectors, 20) * 512).split(b"\0", 1)[0]  # QEMU reads 20 sectors whatever the header says
+    text = _read(file, 512, max(sectors, 20) * 512).split(b"\0", 1)[0]  # QEMU reads 20 sectors
     kind = re.search(rb'^\s*createType\s*=\s*"([^"\n]*)"', text, re.MULTILINE)
     if not kind or kind.group(1) not in (b"monolithicSparse", b"streamOptimized"):
         _refuse(path, f"a vmdk of the kind {_shown(kind.group(1) if kind else b'')}; one file is monolithicSparse or "
@@ -206,21 +214,19 @@ def _check_vhdx(file: BinaryIO, head: bytes, path: Path) -> int:
             if guid != _VHDX_METADATA:
                 continue
             for item, place in _vhdx_items(file, offset):
-                file.seek(place)
                 if item == _VHDX_PARENT:
                     _refuse(path, "a VHDX with a parent disk: QEMU would read that on the node")
-                if item == _VHDX_FILE_PARAMETERS and struct.unpack("<II", file.read(8))[1] & 2:
+                if item == _VHDX_FILE_PARAMETERS and struct.unpack("<II", _read(file, place, 8))[1] & 2:
                     _refuse(path, "a VHDX with a parent disk")
                 if item == _VHDX_SIZE:
-                    virtual = struct.unpack("<Q", file.read(8))[0]
+                    virtual = struct.unpack("<Q", _read(file, place, 8))[0]
     if not virtual:
         raise ImageCorrupt(f"{path}: the VHDX metadata is missing", "fetch it again")
     return virtual
 
 
 def _vhdx_regions(file: BinaryIO, table: int) -> list[tuple[bytes, int, int]]:
-    file.seek(table)
-    data = file.read(64 * 1024)
+    data = _read(file, table, 64 * 1024)
     if data[:4] != b"regi":
         return []
     count = min(struct.unpack_from("<I", data, 8)[0], 2047)
@@ -228,8 +234,7 @@ def _vhdx_regions(file: BinaryIO, table: int) -> list[tuple[bytes, int, int]]:
 
 
 def _vhdx_items(file: BinaryIO, region: int) -> list[tuple[bytes, int]]:
-    file.seek(region)
-    data = file.read(64 * 1024)
+    data = _read(file, region, 64 * 1024)
     if data[:8] != b"metadata":
         return []
     count = min(struct.unpack_from("<H", data, 10)[0], 2047)
@@ -251,11 +256,11 @@ _FORMATS: tuple[tuple[str, Callable[[bytes], bool], _Check], ...] = (
 
 def _whole(path: Path, form: str) -> None:
     """``qemu-img check`` finds clusters beyond the end of the file. Where qemu-img is missing, the first boot will."""
-    tool = process.which("qemu-img")
-    if not tool:
+    if not process.which("qemu-img"):
         return
+    disk = [(str(path.absolute()), form)]
     try:
-        process.run([tool, "check", "-q", "-f", form, path], timeout=600)
+        blockdev.qemu_img("check", "-q", blockdev.file_name(disk), disks=disk, timeout=600)
     except CommandFailed as failed:
         if failed.returncode == 3:  # leaked clusters only: wasteful, not wrong
             return
@@ -277,9 +282,9 @@ def _first(path: Path, form: str) -> bytes:
     if form == "raw":
         with path.open("rb") as file:
             return file.read(MIB)
-    tool = process.require("qemu-img", "qemu-utils")
+    disk = [(str(path.absolute()), form)]
     with tempfile.TemporaryDirectory(prefix="vmjob-") as folder:
         out = Path(folder) / "head"
-        process.run([tool, "dd", "-f", form, "-O", "raw", f"if={path.absolute()}", f"of={out}", "bs=64k",
-                     "count=16"], timeout=60)
+        blockdev.qemu_img("dd", "-O", "raw", f"if={blockdev.file_name(disk)}", f"of={out}", "bs=64k", "count=16",
+                          disks=disk, folder=Path(folder), timeout=60)
         return out.read_bytes()

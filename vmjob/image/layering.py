@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
-from vmjob import blockdev, process
+from vmjob import blockdev
 from vmjob.errors import CommandFailed, ImageError, VmjobError
 from vmjob.files import hash_file, place
 from vmjob.image import apply, chain, compare, delta, formats, manifest, nbd, qcow2
@@ -123,8 +123,8 @@ def _prove(file: Path, digests: list[str], below: compare.Chain, below_size: int
         apply.materialise(made, below, applied, bar)
         whole = [*below, (str(applied.absolute()), "qcow2")]
         try:
-            process.run([process.require("qemu-img", "qemu-utils"), "compare", "-q", blockdev.file_name(whole),
-                         blockdev.file_name(disk)])
+            blockdev.qemu_img("compare", "-q", blockdev.file_name(whole), blockdev.file_name(disk),
+                              disks=[*whole, *disk])
         except CommandFailed as failed:
             if failed.returncode != 1:
                 raise

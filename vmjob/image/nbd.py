@@ -19,6 +19,7 @@ from typing import NoReturn, Optional
 
 from vmjob import blockdev, process
 from vmjob.errors import HostError, ImageCorrupt
+from vmjob.fences import fence
 
 MAX_READ = 2**20  # bytes that one request asks for
 _DEPTH = 8  # requests on their way: qemu-nbd unpacks compressed clusters in several threads
@@ -138,7 +139,7 @@ def serve(chain: Sequence[tuple[str, str]], spare: Optional[Path] = None) -> Ite
         stack.callback(os.close, place)
         path = f"/proc/self/fd/{place}/nbd.sock"
         child = process.spawn([tool, "--read-only", f"--socket={path}", blockdev.file_name(chain)], pass_fds=[place],
-                              stderr=said)
+                              stderr=said, fence=fence(tool, [path for path, _ in chain], [str(folder)]))
         stack.callback(_end, child)
         try:
             connection = stack.enter_context(_connected(path, child))

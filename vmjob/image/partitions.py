@@ -38,7 +38,7 @@ def mbr(head: bytes) -> list[Partition]:
 
 def gpt(head: bytes) -> list[Partition]:
     """Entries of a GPT with sectors of 512 bytes."""
-    if head[SECTOR:SECTOR + 8] != b"EFI PART":
+    if head[SECTOR:SECTOR + 8] != b"EFI PART" or len(head) < 2 * SECTOR:
         return []
     table, count, size = struct.unpack_from("<QII", head, SECTOR + 72)
     found = []

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
-from vmjob import blockdev, process
+from vmjob import blockdev
 
 CLUSTER = 4096
 _AREA = CLUSTER // 8  # clusters that one table of the second level is about
@@ -31,8 +31,9 @@ def pack(raw: Path, target: Path) -> None:
 def pack_chain(disks: Sequence[tuple[str, str]], target: Path) -> None:
     """The same of all that is in a chain of disks (absolute path and format, the lowest first)."""
     # never with -W, which writes clusters as they come; file: keeps a colon in a path from being read as a protocol
-    process.run([process.require("qemu-img", "qemu-utils"), "convert", "-O", "qcow2", "-c", "-o",
-                 "compression_type=zstd,cluster_size=65536", blockdev.file_name(disks), f"file:{target.resolve()}"])
+    place = target.resolve()
+    blockdev.qemu_img("convert", "-O", "qcow2", "-c", "-o", "compression_type=zstd,cluster_size=65536",
+                      blockdev.file_name(disks), f"file:{place}", disks=disks, folder=place.parent)
 
 
 class Sparse:

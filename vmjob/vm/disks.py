@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmjob import process
+from vmjob import blockdev
 from vmjob.errors import CommandFailed, HostError, ScratchFull
 from vmjob.files import FULL
 
@@ -12,11 +12,10 @@ from vmjob.files import FULL
 def create_overlay(path: Path, size: int) -> None:
     """A qcow2 of ``size`` bytes at ``path`` that takes the writes of one run. It names nothing below it: that is told
     when it is used (vm.cmdline). Raises CommandMissing, ScratchFull or CommandFailed."""
-    tool = process.require("qemu-img", "qemu-utils")
     # file: keeps a colon in the path from being read as a protocol
     try:
-        process.run([tool, "create", "-q", "-f", "qcow2", f"file:{path.resolve()}", str(size)], timeout=60,
-                    hint="check the scratch folder")
+        blockdev.qemu_img("create", "-q", "-f", "qcow2", f"file:{path.resolve()}", str(size), timeout=60,
+                          hint="check the scratch folder", folder=path.resolve().parent)
     except CommandFailed as failure:
         if "No space left" in failure.output:
             raise ScratchFull(f"no space for the overlay {path}", "free space in the scratch folder") from failure

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
+from vmjob import fences
 from vmjob.errors import QemuFailed, ScratchFull, VmjobError
 from vmjob.model import Boot, VmSpec
 from vmjob.vm.cmdline import SOCKETS, command_line
@@ -45,7 +46,8 @@ class Machine:
     def __init__(self, spec: VmSpec, folder: Path, link: Optional[Link] = None) -> None:
         self.spec, self.folder, self.link = spec, folder, link
         sockets = {name: f"{name}.sock" for name in (*SOCKETS, "attach")}
-        self.qemu = QemuProcess(command_line(spec), folder, sockets, link.fds if link else ())
+        self.qemu = QemuProcess(command_line(spec), folder, sockets, link.fds if link else (),
+                                fences.of_machine(spec, folder))
         self.events: list[dict[str, Any]] = []
         self._qmp: Optional[QMPClient] = None
         self._gone: Optional[asyncio.Task[None]] = None

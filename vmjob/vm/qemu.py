@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob import process
+from vmjob.landlock import Fence
 
 log = logging.getLogger("vmjob.machine")
 
@@ -27,8 +28,8 @@ class QemuProcess:
     ``stopped_by`` (``rung`` as it was then, ``itself`` when nobody asked), ``cpu_seconds``, ``peak_memory`` (bytes)."""
 
     def __init__(self, argv: Sequence[str], folder: Path, sockets: Mapping[str, str],
-                 pass_fds: Sequence[int] = ()) -> None:
-        self.argv, self.folder, self.sockets, self.pass_fds = argv, folder, sockets, pass_fds
+                 pass_fds: Sequence[int] = (), fence: Optional[Fence] = None) -> None:
+        self.argv, self.folder, self.sockets, self.pass_fds, self.fence = argv, folder, sockets, pass_fds, fence
         self.listeners: dict[str, socket.socket] = {}
         self.status: Optional[int] = None
         self.rung = self.stopped_by = ""
@@ -53,7 +54,7 @@ class QemuProcess:
                 self.listeners[name] = listener
             with (self.folder / LOG).open("wb") as said:
                 self._process = process.spawn(self.argv, cwd=self.folder, stderr=said,
-                                              pass_fds=self.pass_fds)
+                                              pass_fds=self.pass_fds, fence=self.fence)
             stack.callback(self.kill)
             self._stack = stack.pop_all()
         return self
