@@ -44,8 +44,8 @@ def standing() -> list[Check]:
     return checks
 
 
-_ORDER = ("python", "qemu", "kvm", "kvm device", "kvm group", "udev rule", "network", "passt", "namespaces", "qemu-img",
-          "uefi", "scratch", "memory", "cgroup", "cache", "node cache", "shared cache", "runs", "startd hook", "policy",
+_ORDER = ("python", "qemu", "kvm", "kvm device", "kvm group", "udev rule", "network", "passt", "namespaces", "fence",
+          "qemu-img", "uefi", "scratch", "memory", "cgroup", "cache", "node cache", "shared cache", "runs", "startd hook", "policy",
           "authorities", "site", "accounting", "clock")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional
 
-from vmjob import config, process
+from vmjob import config, fences, landlock, process
 from vmjob.errors import VmjobError
 from vmjob.model import Network, QemuInfo
 from vmjob.units import GIB, MIB, format_size
@@ -45,7 +45,7 @@ def examine(scratch: Optional[Path] = None, others: bool = False) -> list[Check]
     except VmjobError as error:
         checks.append(Check("qemu", FAILURE, error.message, error.hint))
     steps: list[Callable[[], Iterator[Check]]] = [
-        lambda: _kvm(qemu), _group, lambda: _network(qemu), lambda: _namespaces(others), _qemu_img, _uefi,
+        lambda: _kvm(qemu), _group, lambda: _network(qemu), lambda: _namespaces(others), lambda: _fence(qemu), _qemu_img, _uefi,
         lambda: _scratch(place), _memory, _cgroup, _cache, _policy]
     for step in steps:
         try:
@@ -53,6 +53,17 @@ def examine(scratch: Optional[Path] = None, others: bool = False) -> list[Check]
         except OSError as error:
             checks.append(Check("host", WARNING, f"a check could not be made: {error}", "run it as the job user"))
     return checks
+
+
+def _fence(qemu: Optional[QemuInfo]) -> Iterator[Check]:
+    """Whether the kernel keeps QEMU to the files of its run. Never a reason not to run."""
+    version = landlock.abi()
+    if not version:
+        yield Check("fence", OK, "this kernel has no Landlock: QEMU may open what its user may")
+    elif qemu and not fences.of_system(qemu.path):
+        yield Check("fence", OK, f"none around {qemu.path}, which is no program of the system's")
+    else:
+        yield Check("fence", OK, f"QEMU and its tools open the files of their run alone (Landlock {version})")
 
 
 def _policy() -> Iterator[Check]:
