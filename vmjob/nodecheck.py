@@ -45,8 +45,8 @@ def standing() -> list[Check]:
 
 
 _ORDER = ("python", "qemu", "kvm", "kvm device", "kvm group", "udev rule", "network", "passt", "namespaces", "fence",
-          "qemu-img", "uefi", "scratch", "memory", "cgroup", "cache", "node cache", "shared cache", "runs", "startd hook", "policy",
-          "authorities", "site", "accounting", "clock")
+          "qemu-img", "uefi", "scratch", "memory", "cgroup", "cache", "node cache", "shared cache", "runs",
+          "startd hook", "policy", "authorities", "site", "accounting", "clock")
 
 
 def problems(checks: Sequence[Check]) -> tuple[str, ...]:

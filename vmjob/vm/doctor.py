@@ -45,8 +45,8 @@ def examine(scratch: Optional[Path] = None, others: bool = False) -> list[Check]
     except VmjobError as error:
         checks.append(Check("qemu", FAILURE, error.message, error.hint))
     steps: list[Callable[[], Iterator[Check]]] = [
-        lambda: _kvm(qemu), _group, lambda: _network(qemu), lambda: _namespaces(others), lambda: _fence(qemu), _qemu_img, _uefi,
-        lambda: _scratch(place), _memory, _cgroup, _cache, _policy]
+        lambda: _kvm(qemu), _group, lambda: _network(qemu), lambda: _namespaces(others), lambda: _fence(qemu),
+        _qemu_img, _uefi, lambda: _scratch(place), _memory, _cgroup, _cache, _policy]
     for step in steps:
         try:
             checks += step()
