@@ -17,7 +17,7 @@ from vmjob.node.usermap import NAME, Found, accounts
 from vmjob.site_errors import NodeUnchanged
 
 _FILES = (plan.GROUP, plan.GSHADOW, snippets.RULE_FILE, snippets.CONDOR_FILE)
-_BEGUN = snippets.STATE.with_name(f".vmjob-new.{snippets.STATE.name}")
+BEGUN = snippets.STATE.with_name(f".vmjob-new.{snippets.STATE.name}")
 _PASSWD, _LOGIN = PurePosixPath("/etc/passwd"), PurePosixPath("/etc/login.defs")
 DAEMON = "condor"  # as whom the startd's hook tests KVM
 _LARGEST = 16 * 2**20  # of a map
@@ -163,7 +163,7 @@ def apply(tree: Tree, wanted: Plan, again: Callable[[], Plan]) -> list[str]:
         if again() != wanted:
             raise NodeUnchanged("somebody changed this node meanwhile", "run it again")
         notes = [said for act in actions(tree, wanted) if (said := act())]
-    return notes + (_ask_udev() if tree.real and any(c.path == snippets.RULE_FILE for c in wanted.files) else [])
+    return notes + told_udev(tree, wanted)
 
 
 def may(tree: Tree) -> bool:
@@ -233,16 +233,16 @@ def actions(tree: Tree, wanted: Plan) -> list[Callable[[], Optional[str]]]:
 def _begin(tree: Tree, text: str) -> None:
     """The folder appears with the record in it, which says that it is ours."""
     _discard(tree)
-    tree.make_folder(_BEGUN, 0o755)
-    tree.write(_BEGUN / record.RECORD.name, text, 0o600)
-    tree.rename(_BEGUN, snippets.STATE)
+    tree.make_folder(BEGUN, 0o755)
+    tree.write(BEGUN / record.RECORD.name, text, 0o600)
+    tree.rename(BEGUN, snippets.STATE)
 
 
 def _discard(tree: Tree) -> None:
     """What was begun and killed."""
-    tree.tidy(_BEGUN / record.RECORD.name)
-    tree.remove(_BEGUN / record.RECORD.name)
-    tree.remove_folder(_BEGUN)
+    tree.tidy(BEGUN / record.RECORD.name)
+    tree.remove(BEGUN / record.RECORD.name)
+    tree.remove_folder(BEGUN)
 
 
 def _make(tree: Tree, path: PurePosixPath, mode: int, fresh: bool) -> None:
@@ -261,8 +261,10 @@ def _file(tree: Tree, change: Change) -> None:
         tree.write(change.path, change.new, 0o644)
 
 
-def _ask_udev() -> list[str]:
-    """The device as the rules have it, now. What to do where udev does not do it."""
+def told_udev(tree: Tree, wanted: Optional[Plan]) -> list[str]:
+    """The device as the rules have it, now, where these were changed. What to do where udev does not do it."""
+    if not tree.real or not wanted or all(change.path != snippets.RULE_FILE for change in wanted.files):
+        return []
     udevadm = process.which("udevadm")
     if udevadm:
         process.run([udevadm, "control", "--reload"], check=False, timeout=30)
