@@ -95,7 +95,8 @@ def test_a_node_is_as_it_was_before(cli: Cli, root: Path, version: str) -> None:
         assert line in dry.out, dry.out
     done = cli("site", "remove", "--root", root)
     assert done.status == 0 and done.out == dry.out, done.err
-    assert "the list https://images.example.org/images.list was followed" in done.err and "condor_reconfig" in done.err
+    assert "the list https://images.example.org/images.list was followed here" in done.err
+    assert "condor_reconfig" in done.err
     assert content(root) == before
     again = cli("site", "remove", "--root", root, "--json")
     assert again.status == 0 and again.json == {"changed": False, "diff": "", "notes": [], "kept": []}
@@ -300,6 +301,7 @@ def test_links_and_odd_files_lead_nowhere(cli: Cli, root: Path) -> None:
     (root / STATE / "rte").symlink_to(outside)
     (root / f"var/tmp/vmjob-{uid}").symlink_to(outside)
     (root / "var/tmp/vmjob-run-x").symlink_to(outside)
+    (root / "var/tmp/vmjob-run-\033[2J").mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         here = Path.cwd()
         os.chdir(runs)
@@ -311,7 +313,8 @@ def test_links_and_odd_files_lead_nowhere(cli: Cli, root: Path) -> None:
     assert done.status == 0, done.err
     assert "remove link /var/lib/vmjob/rte" in done.out.decode() and b"\033" not in done.out
     assert content(outside) == before and not (root / STATE).exists()
-    assert sorted(path.name for path in (root / "var/tmp").iterdir()) == [f"vmjob-{uid}", "vmjob-run-x"]
+    assert sorted(path.name for path in (root / "var/tmp").iterdir()) == [f"vmjob-{uid}", "vmjob-run-\033[2J",
+                                                                              "vmjob-run-x"]
 
 
 def test_folders_nested_deeper_than_any_path(cli: Cli, root: Path) -> None:

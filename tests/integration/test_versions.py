@@ -129,6 +129,18 @@ def test_a_policy_of_today_keeps_out_a_payload_of_0_1_0(node: Cli) -> None:
     assert result_of(slot)["failure"]["kind"] == "PolicyRefused" and run.returncode == 226, err
 
 
+@pytest.mark.parametrize(("name", "kind", "status"), [("policy", "PolicyBroken", 227),
+                                                      ("site", "RecordSpoolFull", 229)])
+def test_a_word_that_0_1_0_does_not_know_stops_its_payloads(node: Cli, name: str, kind: str, status: int) -> None:
+    """So it is not passed over, and an admin writes it when no such payloads come any more."""
+    path = node.cwd / f"{name}.yaml"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "of-tomorrow": 1}))
+    slot = packed(node, "0.1.0", ["true"])
+    run = start(node, slot)
+    err = run.communicate(timeout=60)[1].decode()
+    assert run.returncode == status and result_of(slot)["failure"]["kind"] == kind, err
+
+
 def test_a_hook_of_0_1_0_is_upgraded_in_place(node: Cli) -> None:
     """What the startd runs is today's, whole, after ``site hook`` in the folder of 0.1.0, and the other way round."""
     folder = node.cwd / "hook"

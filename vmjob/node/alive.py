@@ -20,7 +20,7 @@ from vmjob.node.wipe import FOLDER, names
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _RUN = re.compile(r"run-([0-9]{1,10})-[0-9a-f]{16}\Z")
 _CACHE = re.compile(r"uid-([0-9]{1,10})\Z")
-RUN_FOLDER = re.compile(r"vmjob-run-[^/]+\Z")  # of a run, where its QEMU works
+RUN_FOLDER = re.compile(r"vmjob-run-[A-Za-z0-9_]{1,32}\Z")  # of a run, where its QEMU works
 SCRATCH = PurePosixPath("/var/tmp")  # of runs that no batch system gave one
 _RECORD = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 

@@ -205,7 +205,8 @@ def _left(tree: Tree, wanted: Plan) -> list[str]:
     if any(change.path == snippets.CONDOR_FILE for change in wanted.files):
         said.append("for HTCondor: condor_reconfig")
     there = [name for name in (snippets.HOOK, *snippets.BESIDE) if name in tree.names(snippets.ETC)]
-    return said + ([f"{snippets.ETC} keeps what vmjob site hook wrote: {', '.join(there)}"] if there else [])
+    return said + ([f"{snippets.ETC} keeps what vmjob site hook wrote: {', '.join(there)}; vmjob site remove "
+                    "undoes all of vmjob"] if there else [])
 
 
 def actions(tree: Tree, wanted: Plan) -> list[Callable[[], Optional[str]]]:
@@ -251,7 +252,7 @@ def _make(tree: Tree, path: PurePosixPath, mode: int, fresh: bool) -> None:
 
 
 def _remove(tree: Tree, path: PurePosixPath) -> Optional[str]:
-    return None if tree.remove_folder(path) else f"{path} stays: there are files in it that vmjob site did not make"
+    return None if tree.remove_folder(path) else f"{path} stays: there are files in it that enable-kvm did not make"
 
 
 def _file(tree: Tree, change: Change) -> None:

@@ -38,6 +38,7 @@ def look(tree: Tree, more: Sequence[str], notes: list[str], sizes: bool = True) 
     """What is there. ``more``: folders of hooks that are recorded nowhere. What an ordinary user may not read is left
     out, and said in ``notes``. ``sizes``: measure. Raises NodeUnchanged."""
     base = None
+    notes += _followed(tree, notes)
     if _read(tree, record.RECORD, notes):
         base = plan.disable(enabling.look(tree, None, "", notes))
         notes += base.notes
@@ -178,11 +179,14 @@ def _elsewhere(tree: Tree, notes: list[str]) -> Iterator[str]:
             yield f"{path}: made by the admin: {action}"
     if f"\n{_ACCOUNTANTS}:" in f"\n{_read(tree, plan.GROUP, notes)}":
         yield f"the group {_ACCOUNTANTS}: made for the usage records: groupdel {_ACCOUNTANTS}"
+
+
+def _followed(tree: Tree, notes: list[str]) -> Iterator[str]:
     for name in _names(tree, _LISTS) or ():
         text = _read(tree, _LISTS / name, notes) if re.fullmatch(r"[0-9a-f]+\.json", name) else ""
-        address = re.search(r'"url": "([^"\\]{1,300})"', text or "")
+        address = re.search(r'"url": "([!-~]{1,300}?)"', text or "")
         if address:
-            yield f"the list {address[1]} was followed; vmjob image subscribe follows it again"
+            yield f"the list {address[1]} was followed here: vmjob image subscribe follows it again"
 
 
 # ---------------------------------------------------------------- doing it
