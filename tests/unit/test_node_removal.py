@@ -188,11 +188,13 @@ def test_a_folder_is_measured_and_emptied(tmp_path: Path) -> None:
     (top / "a/b/c/file").write_bytes(bytes(8192))
     os.link(top / "a/b/c/file", top / "other")
     (top / "link").symlink_to("/etc")
-    (top / "a/closed").mkdir(mode=0o500)
+    (top / "a/closed/in").mkdir(parents=True)
+    (top / "a/closed").chmod(0o500)
     handle = os.open(top, wipe.FOLDER)
     size = wipe.measure(handle)
     os.close(handle)
     assert (size.files, size.more) == (3, False) and size.bytes >= 8192
+    (top / "a/closed/in").chmod(0)
     parent = os.open(tmp_path, wipe.FOLDER)
     try:
         assert wipe.wipe(parent, "top", enter_mount=False) and not top.exists()

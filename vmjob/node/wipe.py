@@ -75,6 +75,7 @@ def wipe(parent: int, name: str, enter_mount: bool) -> bool:
     killed one has begun. ``enter_mount``: also where it is a mount's root, which then stays, empty. False where
     something stays: a mount. Raises OSError."""
     try:
+        _open_up(parent, name)
         top = os.open(name, FOLDER, dir_fd=parent)
     except OSError as other:
         if other.errno in _NOT_A_FOLDER:
@@ -104,6 +105,8 @@ def _remove(top: int, folder: int, name: str, is_folder: bool, mount: str) -> bo
     """Of what lies in ``folder``: a file goes, a folder in ``top`` is emptied, one that is deeper comes up to ``top``.
     So never more than two folders are open, however deep they lie."""
     try:
+        if is_folder:
+            _open_up(folder, name)
         if not is_folder:
             os.unlink(name, dir_fd=folder)
         elif folder == top:
@@ -134,8 +137,6 @@ def _flatten(top: int, parent: int, name: str, mount: str) -> bool:
     try:
         if mount_of(folder) != mount:
             return False
-        if os.geteuid():
-            os.fchmod(folder, 0o700)
         progress = False
         with os.scandir(folder) as entries:
             for entry in islice(entries, _BATCH):
@@ -143,6 +144,17 @@ def _flatten(top: int, parent: int, name: str, mount: str) -> bool:
     finally:
         os.close(folder)
     return _rmdir(parent, name) or progress
+
+
+def _open_up(parent: int, name: str) -> None:
+    """For one who is not root, a folder of hers whose mode keeps her out. Raises OSError."""
+    if os.geteuid():
+        with suppress(NotADirectoryError):
+            folder = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                Path(f"/proc/self/fd/{folder}").chmod(0o700)
+            finally:
+                os.close(folder)
 
 
 def _rmdir(parent: int, name: str) -> bool:
