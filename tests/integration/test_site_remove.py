@@ -110,6 +110,8 @@ def test_after_0_1_0_and_today_one_after_the_other(cli: Cli, root: Path) -> None
         for do in (first, second):
             do("site", "enable-kvm", "--users", "alice", "--root", root)
             do("site", "hook", root / "etc/vmjob")
+        again = cli("site", "enable-kvm", "--users", "alice", "--root", root)
+        assert again.status == 0 and again.out == b"nothing to change\n", again.err
         assert cli("site", "remove", "--root", root).status == 0
         assert content(root) == before
 
@@ -391,11 +393,14 @@ def test_an_ordinary_user(cli: Cli, root: Path) -> None:
     shutil.copytree(root, place)
     try:
         old("site", "enable-kvm", "--users", "alice", "--root", place)
+        for name in ("cron.d", "condor/config.d"):
+            (place / "etc" / name).chmod(0o700)
         seen = ordinary("site", "remove", "--root", place, "--dry-run", cwd=place)
         if "No module" in seen.stderr or "Permission denied: '" in seen.stderr:
             pytest.skip("an ordinary user cannot read this checkout, or its Python")
         assert seen.returncode == 0 and "remove folder /var/lib/vmjob/cache" in seen.stdout, seen.stderr
-        assert "enabled.json cannot be read by you" in seen.stderr
+        for name in ("enabled.json", "cron.d", "condor/config.d"):
+            assert f"{name} cannot be read by you" in seen.stderr
         refused = ordinary("site", "remove", "--root", place, cwd=place)
         assert refused.returncode == 208 and "run it as root" in refused.stderr and "Traceback" not in refused.stderr
         for path in [place, *place.rglob("*")]:
@@ -433,6 +438,13 @@ new "$@" site enable-kvm --users alice
 new "$@" site hook /srv/hook
 new "$@" site hook /srv/hook
 grep -q /srv/hook /var/lib/vmjob/hooks.json
+new "$@" site remove --dry-run | grep /srv/hook/vmjob.pyz
+# by the application that goes itself
+"$@" site hook /etc/vmjob
+new "$PYTHON" /etc/vmjob/vmjob.pyz site remove
+[ "$(all)" = "$before" ] || { all; exit 1; }
+new "$@" site enable-kvm --users alice
+new "$@" site hook /srv/hook
 # a file system of the cache's own, and one that has no place there
 mount -t tmpfs tmpfs /var/lib/vmjob/cache
 mkdir -p /var/lib/vmjob/cache/uid-1/bound /var/lib/vmjob/cache/uid-1/more

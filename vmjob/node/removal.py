@@ -143,7 +143,7 @@ def _state(found: Found, store: bool, kept: list[str]) -> tuple[list[Item], list
             pass  # goes with the base
         elif path == hooks.RECORD:
             last.append(item)  # after the files that it names
-        elif name in STATE_NAMES or name.startswith(".vmjob-new.") or (path == STORE and store):
+        elif name in STATE_NAMES or name.startswith((".vmjob-new", "vmjob-run-")) or (path == STORE and store):
             trees.append(item)
         elif path == STORE:
             kept.append(f"{path}: images of the site ({format_size(item.size.bytes)}); they go with --store")

@@ -29,6 +29,9 @@ _BY_HAND = (
     ("/var/lib/bdii/gip/plugin/vmjob", "remove it"),
     ("/var/lib/bdii/vmjob", "the provider's last output: rm -r /var/lib/bdii/vmjob"),
     ("/opt/vmjob", "an installation: rm -r /opt/vmjob"),
+    ("/srv/vmjob-images", "a cache for all users: rm -r /srv/vmjob-images"),
+    ("/var/lib/prometheus/node-exporter/vmjob.prom", "remove it with the cron job that writes it"),
+    ("/var/www/html/vmjob", "what the site publishes: rm -r /var/www/html/vmjob"),
 )
 _LISTS = snippets.STATE / "lists"
 _ACCOUNTANTS = "vmjob-acct"
@@ -42,8 +45,9 @@ def look(tree: Tree, more: Sequence[str], notes: list[str], sizes: bool = True) 
     if _read(tree, record.RECORD, notes):
         base = plan.disable(enabling.look(tree, None, "", notes))
         notes += base.notes
-    known = hooks.parse(_read(tree, hooks.RECORD, notes) or "") if tree.found(hooks.RECORD) else ()
-    condor = {path: text for name in tree.names(snippets.CONDOR)
+    recorded = _read(tree, hooks.RECORD, notes)
+    known = hooks.parse(recorded) if recorded else ()
+    condor = {path: text for name in _files(tree, snippets.CONDOR, notes)
               if (path := snippets.CONDOR / name).suffix != ".rpmsave" and (text := _read(tree, path, notes))
               and snippets.hook_in(text)}
     named = [*(one.folder for one in known), *map(hooks.script_folder, condor.values()), *more]
@@ -72,6 +76,26 @@ def _read(tree: Tree, path: PurePosixPath, notes: list[str]) -> Optional[str]:
         return None
 
 
+def _stat(tree: Tree, path: PurePosixPath) -> Optional[os.stat_result]:
+    """As Tree.found; None too where we may not look."""
+    try:
+        return tree.found(path)
+    except NodeUnchanged as closed:
+        if isinstance(closed.__cause__, PermissionError):
+            return None
+        raise
+
+
+def _files(tree: Tree, path: PurePosixPath, notes: list[str]) -> list[str]:
+    try:
+        return tree.names(path)
+    except NodeUnchanged as closed:
+        if not isinstance(closed.__cause__, PermissionError):
+            raise
+        notes.append(f"{path} cannot be read by you, and is left out here")
+        return []
+
+
 def _names(tree: Tree, path: PurePosixPath) -> Optional[list[str]]:
     """All that is in a folder; None where there is none."""
     with tree.folder(path) as opened:
@@ -79,7 +103,7 @@ def _names(tree: Tree, path: PurePosixPath) -> Optional[list[str]]:
 
 
 def _is_folder(tree: Tree, path: PurePosixPath) -> bool:
-    found = tree.found(path)
+    found = _stat(tree, path)
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
@@ -89,7 +113,7 @@ def _size(tree: Tree, path: PurePosixPath, wanted: bool = True) -> Size:
 
 
 def _item(tree: Tree, path: PurePosixPath, sizes: bool) -> Iterator[Item]:
-    found = tree.found(path)
+    found = _stat(tree, path)
     if found is None:
         return
     if stat.S_ISDIR(found.st_mode):
@@ -99,7 +123,7 @@ def _item(tree: Tree, path: PurePosixPath, sizes: bool) -> Iterator[Item]:
 
 
 def _state(tree: Tree, sizes: bool) -> Optional[tuple[Item, ...]]:
-    found = tree.found(snippets.STATE)
+    found = _stat(tree, snippets.STATE)
     if found is None:
         return None
     if not stat.S_ISDIR(found.st_mode) or (tree.real and found.st_uid):
@@ -113,7 +137,7 @@ def _leftovers(tree: Tree, sizes: bool) -> Iterator[Item]:
     """Caches of users who had no home on the node, and what killed runs left, where they had no slot's scratch."""
     for name in _names(tree, alive.SCRATCH) or ():
         owner, run = re.fullmatch(r"vmjob-([0-9]{1,10})", name), alive.RUN_FOLDER.match(name)
-        found = tree.found(alive.SCRATCH / name) if owner or run else None
+        found = _stat(tree, alive.SCRATCH / name) if owner or run else None
         if found and stat.S_ISDIR(found.st_mode) and (run or (owner and int(owner[1]) == found.st_uid)):
             yield Item(alive.SCRATCH / name, TREE, _size(tree, alive.SCRATCH / name, sizes))
 
@@ -149,7 +173,7 @@ def _hook_folders(tree: Tree, named: Sequence[str], known: Sequence[Hook], notes
 
 
 def _content(tree: Tree, path: PurePosixPath, notes: list[str]) -> Optional[bytes]:
-    found = tree.found(path)
+    found = _stat(tree, path)
     if found is None or not stat.S_ISREG(found.st_mode):
         return None
     text = _read(tree, path, notes)
@@ -171,12 +195,12 @@ def _spool_of(tree: Tree, notes: list[str]) -> PurePosixPath:
 
 
 def _elsewhere(tree: Tree, notes: list[str]) -> Iterator[str]:
-    for name in tree.names(_CRON):
+    for name in _files(tree, _CRON, notes):
         if "vmjob" in (_read(tree, _CRON / name, notes) or ""):
             yield f"{_CRON / name}: runs vmjob; written by the admin"
     for path, action in _BY_HAND:
-        if tree.found(PurePosixPath(path)):
-            yield f"{path}: made by the admin: {action}"
+        if _stat(tree, PurePosixPath(path)):
+            yield f"{path}: made by an admin: {action}"
     if f"\n{_ACCOUNTANTS}:" in f"\n{_read(tree, plan.GROUP, notes)}":
         yield f"the group {_ACCOUNTANTS}: made for the usage records: groupdel {_ACCOUNTANTS}"
 
