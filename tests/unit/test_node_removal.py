@@ -55,9 +55,10 @@ def test_every_example_that_is_shipped_is_known() -> None:
 
 def test_the_configuration_is_ours_wherever_its_hook_lies() -> None:
     text = SCRIPTS[hooks.SNIPPET]
-    moved = text.replace(b"/etc/vmjob/", b"/srv/a b/".replace(b" ", b"-"))
-    assert moved != text and hooks.ours(hooks.SNIPPET, moved, KNOWN[hooks.SNIPPET])
-    assert hooks.script_folder(moved.decode()) == "/srv/a-b"
+    for place in ("/srv/a-b", "/usr/share/vmjob"):  # as site hook writes it, and as a package has it
+        moved = text.replace(b"/etc/vmjob/", f"{place}/".encode())
+        assert moved != text and hooks.ours(hooks.SNIPPET, moved, KNOWN[hooks.SNIPPET])
+        assert hooks.script_folder(moved.decode()) == place
     for other in (text.replace(b"--users 2", b"--users 1"), text.replace(b"60s", b"61s"), b"", b"\xff\x00"):
         assert not hooks.ours(hooks.SNIPPET, other, KNOWN[hooks.SNIPPET])
     assert hooks.script_folder("STARTD_CRON_X_EXECUTABLE = vmjob-startd.sh\n") == ""
