@@ -30,7 +30,8 @@ LAYERS = [
 ]
 PUBLISHER = ROOT / "ceMon-publisher"
 MODULES = [*(ROOT / "vmjob").rglob("*.py"), *PUBLISHER.rglob("*.py")]
-SHELL = [*ROOT.glob("vmjob/**/*.sh"), *ROOT.glob("wrappers/*.sh"), *(p for p in ROOT.glob(".ci/*") if p.is_file()),
+SHELL = [*ROOT.glob("vmjob/**/*.sh"), *ROOT.glob("wrappers/*.sh"), *ROOT.glob("tests/*/*.sh"),
+         *(p for p in ROOT.glob(".ci/*") if p.is_file()),
          *(p for p in PUBLISHER.rglob("*") if p.is_file() and p.read_bytes().startswith(b"#!/bin/sh"))]
 
 
