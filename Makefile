@@ -4,6 +4,7 @@
 # make test   everything; make unit: the fast part
 # make lock   newer releases of all packages: renews locks/, shows what changed, runs the fast part
 # make unit-lowest, make unit-newest   the fast part at both ends of the ranges in pyproject.toml
+# make fresh  what README.md says of the first ten minutes, in bare Debian 12 and 13 systems, as root and as a user
 # make bench  how fast, side by side with the peers; build/bench.json
 # make site-up    HTCondor pools to play with, in network namespaces of their own; make site-down ends them,
 #                 make site-shell gives a shell with all that is needed to use them
@@ -11,7 +12,7 @@
 
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: demo demo-pool test unit unit-lowest unit-newest lock bench site-up site-down site-shell clean
+.PHONY: demo demo-pool test unit unit-lowest unit-newest lock fresh bench site-up site-down site-shell clean
 
 demo:
 	@.ci/setup demo
@@ -35,6 +36,10 @@ lock:
 
 unit-lowest unit-newest:
 	@.ci/ranges $(@:unit-%=%)
+
+fresh:
+	@.ci/setup test
+	@.venv/bin/python -m tests.fresh
 
 bench:
 	@.ci/setup bench

@@ -1,9 +1,9 @@
 """Bare Debian roots: ``mmdebstrap --variant=minbase``, kept as a tar, unpacked for each test, removed after it.
 
-In one runs what would run on such a machine: apt-get, mmdebstrap, passt, QEMU; as root, or as ``ada``, an ordinary user
-without sudo. It has the host's network and what that takes (name server, CA certificates, proxies, pip's settings), and
-nothing else of the host. All of its folders persist from command to command, processes do not. As an ordinary user of
-the host, its root is root of a user namespace.
+In one runs what would run on such a machine: apt-get, mmdebstrap, passt, QEMU; as root, as ``ada``, an ordinary user
+without sudo, or as ``bob``, who has not even subordinate users. It has the host's network and what that takes (name
+server, CA certificates, proxies, pip's settings), and nothing else of the host. All of its folders persist from command
+to command, processes do not. As an ordinary user of the host, its root is root of a user namespace.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional, Union
 
-from tests.conftest import BUILD
-
-KEPT = BUILD / "bare"
+KEPT = Path(__file__).resolve().parents[2] / "build/bare"
 ENTER = Path(__file__).with_name("enter.sh")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-NUMBERS = {"root": 0, "ada": 1000}
+NUMBERS = {"root": 0, "ada": 1000, "bob": 1001}
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 CA_FOLDER = Path("/usr/local/share/ca-certificates")  # what update-ca-certificates adds to Debian's
 VARIABLES = re.compile(r"(?i:(https?|ftp|all|no)_proxy)|PIP_\w+|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE")
@@ -91,10 +89,12 @@ def bare(suite: str, include: Sequence[str] = (), *, folder: Path) -> Iterator[B
     """A root of its own, unpacked below ``folder``; it is gone afterwards."""
     archive, path = kept(suite, include), folder / f"bare-{suite}"
     try:
-        _as_root("sh", "-c", 'mkdir -m 755 "$2" && tar -xf "$1" -C "$2" --numeric-owner --exclude="./dev/*"', "sh",
+        _as_root("rm", "-rf", "--one-file-system", path)  # of a test that was killed
+        _as_root("sh", "-c", 'mkdir -p -m 755 "$2" && tar -xf "$1" -C "$2" --numeric-owner --exclude="./dev/*"', "sh",
                  archive, path)
         made = Bare(path)
-        made.run("useradd", "--create-home", "--shell=/bin/bash", f"--uid={NUMBERS['ada']}", "ada")
+        for user in ("ada", "bob"):
+            made.run("useradd", "--create-home", "--shell=/bin/bash", f"--uid={NUMBERS[user]}", user)
         # as adduser gives them; in a namespace, of those that are in it
         subordinate = "ada:2000:60000\n" if _namespace()[1:2] == ["--user"] else "ada:100000:65536\n"
         for name in ("subuid", "subgid"):
