@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TextIO
+from typing import Optional, TextIO
 
 from tests.bare import Bare
 
@@ -26,11 +27,13 @@ def new(made: Bare, user: str, place: str = "vmjob") -> str:
     return f"{home}/{place}"
 
 
-def install_what_it_lists(made: Bare, checkout: str, command: str, user: str, log: TextIO) -> str:
+def install_what_it_lists(made: Bare, checkout: str, command: str, user: str,
+                          log: Optional[TextIO] = None) -> str:
     """Runs a set-up that lacks packages, and as root the very line that it prints; that line.
 
     Raises AssertionError where it does not fail, or prints no such line.
     """
+    log = log or io.StringIO()
     lacking = made.run("bash", "-c", command, user=user, cwd=checkout, check=False)
     printed = lacking.stdout + lacking.stderr
     log.write(f"$ {command}\n{printed}")
