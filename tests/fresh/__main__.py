@@ -26,6 +26,8 @@ def main() -> int:
     if cannot := why_not():
         print(f"fresh: {cannot}", file=sys.stderr)
         return 1
+    if clone.uncommitted():
+        print("fresh: what is not committed here is not in the clones", flush=True)
     failed = []
     began = time.monotonic()
     for suite in args.suite or SUITES:

@@ -27,6 +27,12 @@ def new(made: Bare, user: str, place: str = "vmjob") -> str:
     return f"{home}/{place}"
 
 
+def uncommitted() -> bool:
+    """Whether there is something in this checkout that clones will not have."""
+    done = subprocess.run(["git", "status", "--porcelain"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return bool(done.stdout)
+
+
 def install_what_it_lists(made: Bare, checkout: str, command: str, user: str,
                           log: Optional[TextIO] = None) -> str:
     """Runs a set-up that lacks packages, and as root the very line that it prints; that line.

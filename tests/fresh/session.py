@@ -12,7 +12,7 @@ from tests.fresh import readme
 from tests.fresh.readme import Step
 
 MARK = "@@ step"
-LONGEST = 1800  # seconds for all of it
+LONGEST = 3600  # seconds for all of it
 
 
 def script(steps: Sequence[Step]) -> str:
