@@ -3,6 +3,7 @@
 #                 own queue, pulled by glide-ins that went in through the same compute element
 # make test   everything; make unit: the fast part
 # make lock   newer releases of all packages: renews locks/, shows what changed, runs the fast part
+# make unit-later   the fast part two years from now; or on a day: make unit-later AT=2028-02-28T23:59:30Z
 # make unit-lowest, make unit-newest   the fast part at both ends of the ranges in pyproject.toml
 # make fresh  what README.md says of the first ten minutes, in bare Debian 12 and 13 systems, as root and as a user
 # make bench  how fast, side by side with the peers; build/bench.json
@@ -12,7 +13,7 @@
 
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: demo demo-pool test unit unit-lowest unit-newest lock fresh bench site-up site-down site-shell clean
+.PHONY: demo demo-pool test unit unit-later unit-lowest unit-newest lock fresh bench site-up site-down site-shell clean
 
 demo:
 	@.ci/setup demo
@@ -33,6 +34,10 @@ unit:
 
 lock:
 	@.ci/lock
+
+unit-later:
+	@.ci/setup test
+	@AT="$(AT)" .ci/later
 
 unit-lowest unit-newest:
 	@.ci/ranges $(@:unit-%=%)

@@ -26,6 +26,7 @@ NUMBERS = {"root": 0, "ada": 1000, "bob": 1001}
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 CA_FOLDER = Path("/usr/local/share/ca-certificates")  # what update-ca-certificates adds to Debian's
 VARIABLES = re.compile(r"(?i:(https?|ftp|all|no)_proxy)|PIP_\w+|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE")
+ARCHIVE = "http://archive.debian.org/debian"  # where a suite goes when Debian no longer keeps it
 APT_SETTINGS = re.compile(r"Acquire::(https?::.*Proxy.*|Check-(Valid-Until|Date)) ")
 
 
@@ -106,8 +107,11 @@ def bare(suite: str, include: Sequence[str] = (), *, folder: Path) -> Iterator[B
 
 
 def kept(suite: str, include: Sequence[str] = ()) -> Path:
-    """The tar of a root with the packages ``include`` besides the essential ones; made once (half a minute)."""
-    recipe = ["--variant=minbase", *([f"--include={','.join(include)}"] if include else []), "--format=tar", suite]
+    """The tar of a root with the packages ``include`` (names, or apt's patterns: ?name(REGEX)) besides the essential
+    ones; made once (half a minute)."""
+    names, patterns = ([one for one in include if one.startswith("?") is pattern] for pattern in (False, True))
+    recipe = ["--variant=minbase", *(f"--include={one}" for one in (",".join(names), *patterns) if one),
+              "--format=tar", suite]
     wanted = KEPT / f"{suite}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}.tar"
     KEPT.mkdir(parents=True, exist_ok=True)
     with wanted.with_suffix(".lock").open("w") as lock:
@@ -115,12 +119,19 @@ def kept(suite: str, include: Sequence[str] = ()) -> Path:
         if not wanted.exists():
             unfinished = wanted.with_suffix(".new")
             around, mode = (_namespace(), "root") if os.geteuid() == 0 else ([], "unshare")
-            # its output is ours to write, also where another user of a namespace makes it
-            with unfinished.open("wb") as out:
-                done = subprocess.run([*around, "mmdebstrap", f"--mode={mode}", *recipe, "-"], stdout=out,
-                                      stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            if done.returncode:
-                raise RuntimeError(f"mmdebstrap {suite} failed ({done.returncode}):\n{done.stderr[-3000:]}")
+            command = [*around, "mmdebstrap", f"--mode={mode}", *(f"--aptopt={one}" for one in _apt_settings())]
+            said = ""
+            for mirror in ([], [ARCHIVE]):
+                # its output is ours to write, also where another user of a namespace makes it
+                with unfinished.open("wb") as out:
+                    done = subprocess.run([*command, *recipe, "-", *mirror], stdout=out, stdin=subprocess.DEVNULL,
+                                          stderr=subprocess.PIPE, text=True)
+                if done.returncode == 0:
+                    break
+                said += f"\nmmdebstrap {suite} {' '.join(mirror)} failed ({done.returncode}):\n{done.stderr[-2000:]}"
+            else:
+                unfinished.unlink()
+                raise RuntimeError(said)
             unfinished.rename(wanted)
     return wanted
 
@@ -145,6 +156,12 @@ def _as_root(*words: Union[str, Path], input: str = "") -> None:
     assert done.returncode == 0, f"{words}: {done.stderr[-3000:]}"
 
 
+def _apt_settings() -> list[str]:
+    """What this machine's apt is told of its mirrors, a line each."""
+    settings = subprocess.run(["apt-config", "dump"], capture_output=True, text=True).stdout.splitlines()
+    return [setting for setting in settings if APT_SETTINGS.match(setting)]
+
+
 def _variables(root: Path) -> dict[str, str]:
     """What the environment says of the network; not where it names a folder that the root has not."""
     found = {key: value for key, value in os.environ.items() if VARIABLES.fullmatch(key)}
@@ -164,6 +181,5 @@ def _surround(made: Bare) -> None:
         if (Path.home() / config).is_file():
             for user, home in (("root", "/root"), ("ada", "/home/ada")):
                 made.put(Path.home() / config, f"{home}/{config}", user)
-    settings = subprocess.run(["apt-config", "dump"], capture_output=True, text=True).stdout.splitlines()
-    made.write("/etc/apt/apt.conf.d/80surroundings", "".join(f"{s}\n" for s in settings if APT_SETTINGS.match(s)))
+    made.write("/etc/apt/apt.conf.d/80surroundings", "".join(f"{setting}\n" for setting in _apt_settings()))
     made.write("/etc/hosts", "127.0.0.1 localhost bare\n::1 localhost\n")
