@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -145,8 +146,9 @@ def _bindings() -> Any:
     try:
         import htcondor2
     except ImportError as missing:
-        raise VmjobError("HTCondor's Python bindings are not installed here",
-                         "pip install 'htcondor>=24' (the submit side needs it, worker nodes do not)") from missing
+        raise VmjobError(f"HTCondor's Python bindings are not installed for {sys.executable}",
+                         "install the package condor (Debian 13, or HTCondor's own repository), python3-condor (RHEL), "
+                         "or by pip 'htcondor>=24'; only the submit side needs it") from missing
     return htcondor2
 
 
