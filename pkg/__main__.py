@@ -36,9 +36,9 @@ def main() -> int:
 
 
 def _own_pyz() -> Path:
-    from vmjob.pyz import cached_pyz
+    from vmjob.pyz import carried_pyz
 
-    return cached_pyz()
+    return carried_pyz()
 
 
 def build(kinds: list[str], out: Path, what: Release) -> list[Path]:

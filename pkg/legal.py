@@ -23,14 +23,14 @@ class Carried:
 
 # Each package that vmjob.pyz may carry; a new one must be entered here before it is released.
 CARRIED = {
-    "PyYAML": Carried("yaml", "Expat", "MIT"),
+    "pyyaml": Carried("yaml", "Expat", "MIT"),
     "certifi": Carried("certifi", "MPL-2.0", "MPL-2.0", "Mozilla and contributors to certifi"),
     "charset-normalizer": Carried("charset_normalizer", "Expat", "MIT"),
     "fastjsonschema": Carried("fastjsonschema", "BSD-3-clause", "BSD-3-Clause"),
     "htchirp": Carried("htchirp", "Apache-2.0", "Apache-2.0", "HTCondor team, University of Wisconsin-Madison"),
     "idna": Carried("idna", "BSD-3-clause", "BSD-3-Clause"),
     "pycdlib": Carried("pycdlib", "LGPL-2.1", "LGPL-2.1-only", "Chris Lalancette"),
-    "qemu.qmp": Carried("qemu", "LGPL-2+ and GPL-2", "LGPL-2.0-or-later AND GPL-2.0-only",
+    "qemu-qmp": Carried("qemu", "LGPL-2+ and GPL-2", "LGPL-2.0-or-later AND GPL-2.0-only",
                         "John Snow and contributors to QEMU"),
     "requests": Carried("requests", "Apache-2.0", "Apache-2.0", "Kenneth Reitz and contributors"),
     "tqdm": Carried("tqdm", "MPL-2.0 and Expat", "MPL-2.0 AND MIT"),
@@ -51,7 +51,8 @@ def texts(pyz: Path) -> dict[str, dict[str, bytes]]:
         for name in names:
             parts = name.split("/")
             if parts[0] == "licences" and len(parts) == 3:
-                found.setdefault(parts[1], {})[parts[2]] = archive.read(name)
+                package = re.sub(r"[-_.]+", "-", parts[1]).lower()  # as the package index compares names
+                found.setdefault(package, {})[parts[2]] = archive.read(name)
     folders = {name.split("/")[0] for name in names if "/" in name} - {"vmjob", "licences"}
     folders = {name for name in folders if not name.endswith((".dist-info", ".egg-info"))}
     strange = sorted((found.keys() - CARRIED.keys()) | (folders - {CARRIED[name].folder for name in found
@@ -90,11 +91,10 @@ def _licence(name: str, licences: dict[str, dict[str, bytes]]) -> str:
     if name in _COMMON:
         return f"License: {name}\n On Debian systems its text is in /usr/share/common-licenses/{_COMMON[name]}.\n"
     source = next(package for package in sorted(licences) if name in CARRIED[package].licence.split(" and "))
-    text = next(iter(licences[source].values())).decode(errors="replace")
-    if name == "Expat":  # without whose it is, which stands above
-        text = text[text.index("Permission is hereby"):]
-    elif name.startswith("BSD"):
-        text = text[text.index("Redistribution"):]
+    # without whose it is, which stands above
+    begins = {"Expat": "Permission is hereby", "BSD-3-clause": "Redistribution and use"}[name]
+    text = next(whole[whole.index(begins):] for data in licences[source].values()
+                for whole in [data.decode(errors="replace")] if begins in whole)
     body = "\n".join(f" {line.strip()}" if line.strip() else " ." for line in text.strip().splitlines())
     return f"License: {name}\n{body}\n"
 
