@@ -24,7 +24,7 @@ def test_installed_upgraded_and_removed_by_rpm(tmp_path: Path, built: Path) -> N
             "rpm", "-V", "--nodeps", "vmjob", "vmjob-site", check=False).stdout  # no file differs
         assert root.run("vmjob", "--version", user="ada").stdout.split()[1] == version(built)
         assert '"EXAMPLE-T2"' in root.run("vmjob-publish", "json", "--example", user="ada").stdout
-        assert "vmjob" in root.run("id", "vmjob").stdout
+        assert "vmjob" in root.run("id", "vmjob-publish").stdout
         assert root.run("rpm", "-q", "--requires", "vmjob").stdout.startswith("python3 >= 3.9")
         root.write("/etc/vmjob/site.yaml.example", "# the admin's own\n")
         root.run("sh", "-c", f"{rpm} -U --replacepkgs --replacefiles /tmp/packages/*.rpm")
@@ -34,4 +34,4 @@ def test_installed_upgraded_and_removed_by_rpm(tmp_path: Path, built: Path) -> N
         kept = {"/etc/vmjob", "/etc/vmjob/site.yaml.example.rpmsave"}
         assert {name for name in after.keys() - before.keys() if "rpm" not in name or name in kept} == kept
         assert before.keys() - after.keys() == set()
-        assert "vmjob:" not in (root.path / "etc/passwd").read_text()
+        assert "vmjob" not in (root.path / "etc/passwd").read_text()
