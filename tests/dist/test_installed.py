@@ -17,10 +17,10 @@ from tests.bare import Bare, bare, why_not
 from tests.conftest import ROOT
 from tests.dist.conftest import OLD, version
 
-pytestmark = [pytest.mark.image, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
+pytestmark = [pytest.mark.fresh, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
 # what the packages recommend, and what tests look with; so that apt-get downloads nothing more
 INCLUDE = ("ca-certificates", "qemu-system-x86", "qemu-utils", "passt", "openssl", "python3", "man-db",
-           "bash-completion", "zsh", "fish", "systemd")
+           "bash-completion", "zsh", "fish", "systemd", "rpm")
 # written by an admin who knew 0.1.0; kept whatever the packages do
 ADMINS = {"/etc/vmjob/site.yaml": "name: EXAMPLE-T2\nnodes: {here: true}\n",
           "/etc/vmjob/policy.yaml": "rules:\n  - allow: everybody\n    unsigned: true\n",
