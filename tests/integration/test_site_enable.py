@@ -113,7 +113,7 @@ def test_a_mistake_changes_nothing(vmjob: Run, tree: Path, words: tuple[str, ...
 
 def steps(tree: Path, undo: bool = False) -> list[Callable[[], object]]:
     """What enable (or disable) would do in this tree, step by step."""
-    state = enabling.look(Tree(tree), "vmjob", enabling.startd_text(), [])
+    state = enabling.look(Tree(tree), "vmjob", enabling.startd_text(Tree(tree)), [])
     wanted = plan.disable(state) if undo else plan.enable(state, "vmjob", ["alice", "condor"])
     return list(enabling.actions(Tree(tree), wanted))
 

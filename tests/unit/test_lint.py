@@ -31,6 +31,7 @@ LAYERS = [
 PUBLISHER = ROOT / "ceMon-publisher"
 MODULES = [*(ROOT / "vmjob").rglob("*.py"), *PUBLISHER.rglob("*.py")]
 SHELL = [*ROOT.glob("vmjob/**/*.sh"), *ROOT.glob("wrappers/*.sh"), *ROOT.glob("tests/*/*.sh"),
+         *ROOT.glob("pkg/files/*.sh"), *ROOT.glob("pkg/debian/*.p*"),
          *(p for p in ROOT.glob(".ci/*") if p.is_file()),
          *(p for p in PUBLISHER.rglob("*") if p.is_file() and p.read_bytes().startswith(b"#!/bin/sh"))]
 
@@ -41,7 +42,7 @@ def run(*argv: str) -> None:
 
 
 def test_ruff() -> None:
-    run("ruff", "check", "hatch_build.py", "vmjob", "ceMon-publisher", "tests", "bench", "examples")
+    run("ruff", "check", "hatch_build.py", "vmjob", "ceMon-publisher", "tests", "bench", "examples", "pkg")
 
 
 def test_mypy() -> None:

@@ -192,7 +192,7 @@ def enable(args: argparse.Namespace) -> int:
     notes += found.odd
 
     def work_out(notes: list[str]) -> Plan:
-        state = enabling.look(tree, args.group, enabling.startd_text(), notes)
+        state = enabling.look(tree, args.group, enabling.startd_text(tree), notes)
         return plan.enable(state, args.group or (state.record.group if state.record else "kvm"), wanted)
 
     return _change(args, tree, work_out, notes)

@@ -47,11 +47,18 @@ def look(tree: Tree, group: Optional[str], startd: str, notes: list[str]) -> Sta
                  record.parse(known) if known else None, _taken(tree), _range(tree), startd if condor else "")
 
 
-def startd_text() -> str:
-    """HTCondor's configuration for a node, as this vmjob ships it."""
+def startd_text(tree: Tree) -> str:
+    """HTCondor's configuration for a node, as this vmjob ships it; it names the hook of the package vmjob-site where
+    the node has that."""
     from vmjob.pyz import SNIPPET, wrapper_text
 
-    return wrapper_text(SNIPPET).decode()
+    text = wrapper_text(SNIPPET).decode()
+    place = snippets.PACKAGED if _packaged(tree) else snippets.ETC
+    return text.replace(f"{snippets.ETC}/{snippets.HOOK}", f"{place}/{snippets.HOOK}")
+
+
+def _packaged(tree: Tree) -> bool:
+    return tree.read(snippets.PACKAGED / snippets.HOOK) is not None
 
 
 class _Named(dict[str, int]):
@@ -189,7 +196,8 @@ def hints(tree: Tree, wanted: Plan) -> list[str]:
         said += [f"{snippets.CONDOR / name} sets STARTER_JOB_ENVIRONMENT, and {snippets.CONDOR_FILE.name} replaces it: "
                  "put both into one" for name in tree.names(snippets.CONDOR) if name != snippets.CONDOR_FILE.name
                  and re.search(r"^\s*STARTER_JOB_ENVIRONMENT\s*=", tree.read(snippets.CONDOR / name) or "", re.M)]
-        said.append("for HTCondor: vmjob site hook /etc/vmjob && condor_reconfig")
+        hook = "" if _packaged(tree) else "vmjob site hook /etc/vmjob && "
+        said.append(f"for HTCondor: {hook}condor_reconfig")
     if tree.mode(snippets.SLURM) is not None:
         import socket
 
