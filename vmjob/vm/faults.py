@@ -29,7 +29,7 @@ class Fault:
 
 CMPXCHG16B = Fault("qemu", (7,), (8,), "emulated kernels from 6.12 on boot only in a second try")
 # seen with 5.2 and Debian 13's 6.12: QEMU ends while the kernel unpacks itself, whichever single feature is left out
-NEW_KERNELS = Fault("qemu", (5,), (6,), "emulated kernels from 6.12 on boot only in a second try")
+NEW_KERNELS = Fault("qemu", OLDEST_QEMU, (6,), "emulated kernels from 6.12 on boot only in a second try")
 FAULTS = (
     Fault("qemu", (), OLDEST_QEMU, "too old: not tested", FAILURE,
           "install QEMU 5.2 or later, or name one in VMJOB_QEMU"),
