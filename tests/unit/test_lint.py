@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import os
 import re
 import shutil
@@ -129,3 +130,11 @@ def test_nothing_of_a_workplace_is_in_the_repository() -> None:
     wrong = [name for name in names if (ROOT / name).is_file() and os.access(ROOT / name, os.R_OK)
              and pattern.search((ROOT / name).read_bytes().decode(errors="replace"))]
     assert not wrong
+
+
+def test_pytest_passes_no_folder_of_tests_over(request: pytest.FixtureRequest) -> None:
+    """Its own list of folders that it does not enter has "dist" in it."""
+    folders = {part for file in (ROOT / "tests").rglob("test_*.py") for part in file.relative_to(ROOT).parts[:-1]}
+    assert {"unit", "dist"} <= folders
+    assert not [name for name in folders for pattern in request.config.getini("norecursedirs")
+                if fnmatch.fnmatch(name, pattern)]
