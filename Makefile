@@ -3,7 +3,10 @@
 #                 own queue, pulled by glide-ins that went in through the same compute element
 # make test   everything; make unit: the fast part
 # make lock   newer releases of all packages: renews locks/, shows what changed, runs the fast part
+# make unit-later   the fast part two years from now; or on a day: make unit-later AT=2028-02-28T23:59:30Z
 # make unit-lowest, make unit-newest   the fast part at both ends of the ranges in pyproject.toml
+# make fresh  what README.md says of the first ten minutes, in bare Debian 12 and 13 systems, as root and as a user
+# make dist   packages: wheel, sdist, .deb and .rpm into dist/, the same bytes from the same commit
 # make bench  how fast, side by side with the peers; build/bench.json
 # make site-up    HTCondor pools to play with, in network namespaces of their own; make site-down ends them,
 #                 make site-shell gives a shell with all that is needed to use them
@@ -11,7 +14,7 @@
 
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: demo demo-pool test unit unit-lowest unit-newest lock bench site-up site-down site-shell clean
+.PHONY: demo demo-pool test unit unit-later unit-lowest unit-newest lock fresh dist bench site-up site-down site-shell clean
 
 demo:
 	@.ci/setup demo
@@ -33,8 +36,20 @@ unit:
 lock:
 	@.ci/lock
 
+unit-later:
+	@.ci/setup test
+	@AT="$(AT)" .ci/later
+
 unit-lowest unit-newest:
 	@.ci/ranges $(@:unit-%=%)
+
+fresh:
+	@.ci/setup test
+	@.venv/bin/python -m tests.fresh
+
+dist:
+	@.ci/setup dist
+	@.venv/bin/python -m pkg
 
 bench:
 	@.ci/setup bench

@@ -66,7 +66,7 @@ def _qemu_faults() -> Iterator[Check]:
     except VmjobError:
         return  # doctor has said so
     for fault in faults.known("qemu", version):
-        if fault is not faults.CMPXCHG16B:  # doctor has it in its line
+        if fault not in (faults.CMPXCHG16B, faults.NEW_KERNELS):  # doctor has these in its line
             yield Check("qemu", fault.level, fault.text, fault.action)
 
 
@@ -178,10 +178,11 @@ def _hook() -> Iterator[Check]:
 
 
 def _hook_files(named: Path, script: Path) -> Check:
-    """What wrappers/vmjob-startd.sh runs stands beside it, or in /etc/vmjob."""
+    """What wrappers/vmjob-startd.sh runs stands beside it, where a package has it, or in /etc/vmjob."""
     missing = [] if "$" in str(script) or os.access(script, os.X_OK) else [str(script)]
+    places = (script.parent, snippets.PACKAGED, snippets.ETC)
     missing += [str(snippets.ETC / name) for name in snippets.BESIDE
-                if not (script.parent / name).is_file() and not Path(snippets.ETC / name).is_file()]
+                if not any(Path(place, name).is_file() for place in places)]
     if missing:
         return Check("startd hook", WARNING, f"{named}: {', '.join(missing)}: no such file: the pool does not learn "
                      "what this node can do", f"vmjob site hook {snippets.ETC}")

@@ -233,11 +233,16 @@ def _alive(path: Path) -> bool:
         return False
     handle = _open(path)
     try:
-        asked = struct.pack(_LOCK, fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
-        said: int = struct.unpack(_LOCK, fcntl.fcntl(handle, fcntl.F_OFD_GETLK, asked))[0]
-        return said != fcntl.F_UNLCK
+        return held(handle)
     finally:
         os.close(handle)
+
+
+def held(handle: int) -> bool:
+    """Does a run hold the lock of this open file of its own? Raises OSError."""
+    asked = struct.pack(_LOCK, fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+    said: int = struct.unpack(_LOCK, fcntl.fcntl(handle, fcntl.F_OFD_GETLK, asked))[0]
+    return said != fcntl.F_UNLCK
 
 
 def _failed(path: Path, found: os.stat_result, now: float) -> Optional[Failed]:

@@ -14,16 +14,21 @@ offline() {
     exit 0
 }
 
-# vmjob.pyz and vmjob-wrapper.sh, which finds a Python for it, stand beside this script, or in /etc/vmjob
+# vmjob.pyz and vmjob-wrapper.sh, which finds a Python for it, stand beside this script, where a package has them, or in
+# /etc/vmjob. What is there is a copy, perhaps of an old release: the packaged one goes before it.
 find_vmjob() {
-    for place in "$here" /etc/vmjob; do
+    case $here in
+        /etc/vmjob) set -- /usr/share/vmjob /etc/vmjob ;;
+        *) set -- "$here" /usr/share/vmjob /etc/vmjob ;;
+    esac
+    for place in "$@"; do
         if [ -r "$place/vmjob.pyz" ] && [ -r "$place/vmjob-wrapper.sh" ]; then
             wrapper=$place/vmjob-wrapper.sh
             return
         fi
     done
     wrapper=''
-    command -v vmjob >/dev/null 2>&1 || offline "no vmjob on this node: see vmjob site hook --help"
+    command -v vmjob >/dev/null 2>&1 || offline "no vmjob on this node: install the package vmjob-site, or see vmjob site hook --help"
 }
 
 # in good time before the next one; vmjob itself gives up after a minute

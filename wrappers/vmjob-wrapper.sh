@@ -66,7 +66,16 @@ case ${1-} in
     *) set -- slot-run --payload "$here" "$@" ;;
 esac
 
-for python in ${VMJOB_PYTHON:+"$VMJOB_PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 \
+# also those that are younger than this script; the newest first
+versions() {
+    minor=40
+    while [ "$minor" -ge 9 ]; do
+        echo "python3.$minor"
+        minor=$((minor - 1))
+    done
+}
+
+for python in ${VMJOB_PYTHON:+"$VMJOB_PYTHON"} python3 $(versions) \
     platform-python /usr/libexec/platform-python /usr/bin/python3; do
     status=0
     usable "$python" || status=$?

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,8 +134,9 @@ def test_the_hook_passes_on_what_is_whole_and_nothing_else(tmp_path: Path, shell
                                                            tells: str) -> None:
     for name in ("vmjob-startd.sh", "vmjob-wrapper.sh"):
         shutil.copy(HOOK.parent / name, tmp_path)
-    (tmp_path / "vmjob.pyz").write_text(
-        f"import os, sys\nassert sys.argv[1:] == ['site', 'advertise', '--users', '1'], sys.argv\n{program}\n")
+    with zipfile.ZipFile(tmp_path / "vmjob.pyz", "w") as archive:
+        archive.writestr("__main__.py", "import os, sys\nassert sys.argv[1:] == ['site', 'advertise', '--users', '1'], "
+                                        f"sys.argv\n{program}\n")
     done = subprocess.run([*shell, str(tmp_path / HOOK.name), "--users", "1"], capture_output=True, text=True,
                           timeout=60, cwd="/")
     ad = said(done.stdout)

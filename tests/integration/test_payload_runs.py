@@ -1,17 +1,16 @@
-"""A packed payload in a slot: here, and on a bare node with an old QEMU, Python 3.9 and nothing else."""
+"""A packed payload in a slot of this machine; on bare nodes with Pythons and QEMUs of other ages: test_pythons.py."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import BUILD, Cli, result_of
+from tests.conftest import Cli, result_of
 
 pytestmark = pytest.mark.integration
 
@@ -78,38 +77,3 @@ def test_a_damaged_payload_is_told_in_the_result(slot: Path) -> None:
     done = wrapper(slot)
     assert done.returncode == 200 and "Traceback" not in done.stderr
     assert result_of(slot)["failure"]["kind"] == "JobError"
-
-
-@pytest.fixture(scope="session")
-def bare_node() -> Path:
-    """The root of a Debian 11 node: Python 3.9 and QEMU 5.2; made once, a minute."""
-    for tool, package in (("mmdebstrap", "mmdebstrap"), ("bwrap", "bubblewrap")):
-        if not shutil.which(tool):
-            pytest.skip(f"needs {tool}: apt-get install {package}")
-    root = BUILD / "test-images" / "debian-11-node"
-    if not root.is_dir():
-        spare = root.with_name("debian-11-node.new")
-        shutil.rmtree(spare, ignore_errors=True)
-        root.parent.mkdir(parents=True, exist_ok=True)
-        (spare / "slot").mkdir(parents=True)
-        # unpacked as whoever we are: the node's files need no owner, and its devices come from bwrap
-        made = subprocess.run(["sh", "-c", "mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Languages none' "
-                               "--include=python3-minimal,libpython3-stdlib,qemu-system-x86,qemu-utils bullseye - | "
-                               f"tar -x --no-same-owner --exclude='./dev/*' -C '{spare}'"], timeout=500, check=False)
-        if not (spare / "usr/bin/qemu-system-x86_64").exists():
-            pytest.fail(f"the Debian 11 node was not made (status {made.returncode})")
-        spare.rename(root)
-    return root
-
-
-@pytest.mark.image
-def test_bare_node_with_python_3_9_and_an_old_qemu(slot: Path, bare_node: Path) -> None:
-    """As an ordinary user (a user namespace maps no other), with nothing of this checkout in reach."""
-    done = subprocess.run(
-        ["bwrap", "--ro-bind", bare_node, "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp",
-         "--tmpfs", "/var/tmp", "--bind", slot, "/slot", "--chdir", "/slot", "--unshare-user", "--uid", "1000",
-         "--gid", "1000", "--unshare-pid", "--die-with-parent",
-         "--clearenv", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/nonexistent",
-         "sh", "vmjob-wrapper.sh"], capture_output=True, text=True, timeout=200)
-    expected(slot, done.returncode, done.stderr)
-    assert result_of(slot)["qemu_version"].startswith("5.2")

@@ -52,6 +52,16 @@ def content(root: Path) -> dict[str, tuple[int, int, bytes]]:
             for path in root.rglob("*") if path.name != ".pwd.lock"}
 
 
+def test_a_node_with_the_packages_runs_their_hook(vmjob: Run, tree: Path) -> None:
+    (tree / "usr/share/vmjob").mkdir(parents=True)
+    (tree / "usr/share/vmjob/vmjob-startd.sh").touch()
+    done = vmjob("site", "enable-kvm", "--users", "alice", "--root", tree)
+    assert "for HTCondor: condor_reconfig" in done.err, done.err
+    text = (tree / "etc/condor/config.d/99-vmjob-node.conf").read_text()
+    assert "STARTD_CRON_VMJOB_EXECUTABLE = /usr/share/vmjob/vmjob-startd.sh" in text
+    assert vmjob("site", "disable", "--root", tree).status == 0
+
+
 def test_in_a_tree(vmjob: Run, tree: Path) -> None:
     before = content(tree)
     words = ("site", "enable-kvm", "--users", "alice", "--root", tree)
@@ -113,7 +123,7 @@ def test_a_mistake_changes_nothing(vmjob: Run, tree: Path, words: tuple[str, ...
 
 def steps(tree: Path, undo: bool = False) -> list[Callable[[], object]]:
     """What enable (or disable) would do in this tree, step by step."""
-    state = enabling.look(Tree(tree), "vmjob", enabling.startd_text(), [])
+    state = enabling.look(Tree(tree), "vmjob", enabling.startd_text(Tree(tree)), [])
     wanted = plan.disable(state) if undo else plan.enable(state, "vmjob", ["alice", "condor"])
     return list(enabling.actions(Tree(tree), wanted))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import os
 import re
 import shutil
@@ -30,7 +31,9 @@ LAYERS = [
 ]
 PUBLISHER = ROOT / "ceMon-publisher"
 MODULES = [*(ROOT / "vmjob").rglob("*.py"), *PUBLISHER.rglob("*.py")]
-SHELL = [*ROOT.glob("vmjob/**/*.sh"), *ROOT.glob("wrappers/*.sh"), *(p for p in ROOT.glob(".ci/*") if p.is_file()),
+SHELL = [*ROOT.glob("vmjob/**/*.sh"), *ROOT.glob("wrappers/*.sh"), *ROOT.glob("tests/*/*.sh"),
+         *ROOT.glob("pkg/files/*.sh"), *ROOT.glob("pkg/debian/*.p*"),
+         *(p for p in ROOT.glob(".ci/*") if p.is_file()),
          *(p for p in PUBLISHER.rglob("*") if p.is_file() and p.read_bytes().startswith(b"#!/bin/sh"))]
 
 
@@ -40,7 +43,7 @@ def run(*argv: str) -> None:
 
 
 def test_ruff() -> None:
-    run("ruff", "check", "hatch_build.py", "vmjob", "ceMon-publisher", "tests", "bench", "examples")
+    run("ruff", "check", "hatch_build.py", "vmjob", "ceMon-publisher", "tests", "bench", "examples", "pkg")
 
 
 def test_mypy() -> None:
@@ -127,3 +130,11 @@ def test_nothing_of_a_workplace_is_in_the_repository() -> None:
     wrong = [name for name in names if (ROOT / name).is_file() and os.access(ROOT / name, os.R_OK)
              and pattern.search((ROOT / name).read_bytes().decode(errors="replace"))]
     assert not wrong
+
+
+def test_pytest_passes_no_folder_of_tests_over(request: pytest.FixtureRequest) -> None:
+    """Its own list of folders that it does not enter has "dist" in it."""
+    folders = {part for file in (ROOT / "tests").rglob("test_*.py") for part in file.relative_to(ROOT).parts[:-1]}
+    assert {"unit", "dist"} <= folders
+    assert not [name for name in folders for pattern in request.config.getini("norecursedirs")
+                if fnmatch.fnmatch(name, pattern)]

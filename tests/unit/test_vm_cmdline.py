@@ -104,7 +104,7 @@ def test_comma_in_the_name_is_doubled() -> None:
 
 @pytest.mark.parametrize(("accel", "version", "first", "second"), [
     ("kvm", (7, 2, 22), "host", "host"), ("tcg", (7, 2, 22), "max,-erms,-fsrm", "max,-erms,-fsrm,-cx16"),
-    ("tcg", (6, 2, 0), "max,-erms,-fsrm", "max,-erms,-fsrm"),
+    ("tcg", (5, 2, 0), "max,-erms,-fsrm", "Nehalem"), ("tcg", (6, 2, 0), "max,-erms,-fsrm", "max,-erms,-fsrm"),
     ("tcg", (10, 0), "max,-erms,-fsrm", "max,-erms,-fsrm")])
 def test_cpu_model(accel: str, version: tuple[int, ...], first: str, second: str) -> None:
     assert [cmdline.cpu_model(accel, version, attempt) for attempt in (1, 2)] == [first, second]

@@ -47,8 +47,8 @@ def environ(tmp_path: Path, python: bool = True) -> dict[str, str]:
     for tool in ("cat", "sh"):
         (bin_ / tool).symlink_to(shutil.which(tool) or "")
     if python:
-        (bin_ / "python3.12").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-        (bin_ / "python3.12").chmod(0o755)
+        (bin_ / "python3.27").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')  # younger than the wrapper
+        (bin_ / "python3.27").chmod(0o755)
     (bin_ / "python3").write_text("#!/bin/sh\nexit 1\n")  # too old, or broken
     (bin_ / "python3").chmod(0o755)
     return {"PATH": str(bin_), "PYTHONHOME": "/nonsense"}

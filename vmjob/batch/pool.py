@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,9 @@ Ad = Any  # classad2.ClassAd: a mapping that gives Python values, or classad2.Va
 
 _TOKEN = ("put a token that this site accepts into ~/.condor/tokens.d (mode 0600), or ask the site or your VO for one; "
           "condor_token_list shows what you have")
+
+_GET = (f"install HTCondor 24 or later for {sys.executable}: from its own repository (the package condor, on RHEL "
+        "python3-condor), or by pip 'htcondor>=24'; only the submit side needs it")
 
 
 class Pool:
@@ -142,11 +146,18 @@ def _bindings() -> Any:
     named = os.environ.get("CONDOR_CONFIG", "ONLY_ENV")
     if named != "ONLY_ENV" and not Path(named).exists():
         raise JobError(f"CONDOR_CONFIG={named}: there is no such file", "mend or unset this variable")
+    import warnings
+
     try:
-        import htcondor2
-    except ImportError as missing:
-        raise VmjobError("HTCondor's Python bindings are not installed here",
-                         "pip install 'htcondor>=24' (the submit side needs it, worker nodes do not)") from missing
+        with warnings.catch_warnings():  # that there is no configuration of HTCondor's: a target needs none
+            warnings.simplefilter("ignore")
+            import htcondor2
+    except ModuleNotFoundError as missing:
+        raise VmjobError(f"HTCondor's Python bindings are not installed for {sys.executable}", _GET) from missing
+    except ImportError as broken:
+        raise VmjobError(f"HTCondor's Python bindings cannot be loaded: {broken}", _GET) from broken
+    if not hasattr(htcondor2, "HTCondorException"):  # Debian 13's 23.9: they were unfinished before 24
+        raise VmjobError(f"HTCondor's Python bindings in {Path(htcondor2.__file__).parent} are older than 24", _GET)
     return htcondor2
 
 

@@ -43,7 +43,8 @@ def plotter(path: Path) -> Callable[[Sequence[Table]], None]:
         import matplotlib
     except ImportError as missing:
         raise JobError("--plot: matplotlib is not installed here",
-                       "pip install 'vmjob[plots]'; the table has bars too") from missing
+                       "install the package python3-matplotlib, or by pip 'matplotlib'; the table has bars too"
+                       ) from missing
     matplotlib.use("Agg")  # no screen is needed
     return partial(_plot, path)
 

@@ -113,13 +113,16 @@ def hook(args: argparse.Namespace) -> int:
     from vmjob.payload import WRAPPER
     from vmjob.pyz import HOOK, PYZ, SNIPPET, carried_pyz, wrapper_text
 
-    folder = Path(args.folder)
+    folder, made = Path(args.folder), False
     if not folder.is_dir():
         if folder.exists() or folder.is_symlink() or not folder.absolute().parent.is_dir():
             raise JobError(f"{folder}: no such folder", f"make it: install -d -m 0755 {folder}")
+        made = True
         if not args.dry_run:
             folder.mkdir(0o755)
             folder.chmod(0o755)  # whatever the umask is
+    if not args.dry_run:
+        _remember(folder, made)
     paths = [folder / name for name in (PYZ, WRAPPER, HOOK, SNIPPET)]
     for path in paths if not args.dry_run else ():
         spare = path.with_name(f".{path.name}.new")
@@ -142,3 +145,16 @@ def hook(args: argparse.Namespace) -> int:
             print(f"{'would write' if args.dry_run else 'wrote'} {path}")
         say(f"next, as root: cp {folder / SNIPPET} /etc/condor/config.d/ && condor_reconfig")
     return 0
+
+
+def _remember(folder: Path, made: bool) -> None:
+    """For vmjob site remove, on a node: it is root's, and has a folder for it. Raises NodeUnchanged."""
+    import os
+
+    from vmjob.node import hooks
+    from vmjob.node.tree import Tree
+    from vmjob.pyz import wrapper_text
+
+    if os.geteuid() == 0:
+        files = tuple((name, (hooks.digest(name, wrapper_text(name)),)) for name in hooks.NAMES if name != hooks.PYZ)
+        hooks.remember(Tree(), hooks.Hook(os.path.normpath(folder.absolute()), made, files))

@@ -20,6 +20,7 @@ examples:
   vmjob site check                                    what does this node lack for virtual machines?
   vmjob site enable-kvm --users alice,bob --dry-run   what would change, to let these two use KVM?
   vmjob site disable                                  undo what enable-kvm did
+  vmjob site remove --dry-run                         what would go, if all of vmjob left this node?
 """
 _CHECK = """\
 examples:
@@ -59,12 +60,13 @@ def add_verbs(verbs: Any) -> None:
     _add_check(nouns)
     _add_enable(nouns)
     _add_disable(nouns)
-    from vmjob.cli import advertise
+    from vmjob.cli import advertise, site_remove
 
     advertise.add(nouns)
+    site_remove.add(nouns)
 
 
-def _noun(nouns: Any, name: str, text: str, examples: str, handler: Any) -> Any:
+def noun(nouns: Any, name: str, text: str, examples: str, handler: Any) -> Any:
     one = nouns.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=examples,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     one.add_argument("--json", action="store_true", help="print the answer as JSON")
@@ -77,7 +79,7 @@ def _noun(nouns: Any, name: str, text: str, examples: str, handler: Any) -> Any:
 
 
 def _add_check(nouns: Any) -> None:
-    one = _noun(nouns, "check", "all that a node needs for virtual machines, with the fix of each fault", _CHECK, check)
+    one = noun(nouns, "check", "all that a node needs for virtual machines, with the fix of each fault", _CHECK, check)
     one.add_argument("-q", "--quiet", action="store_true", help="print only what is not well")
     one.add_argument("--fresh", action="store_true", help="test KVM again instead of using the remembered answer")
     pool = one.add_mutually_exclusive_group()
@@ -156,20 +158,20 @@ def _print_view(view: View, quiet: bool) -> None:
 
 
 def _add_enable(nouns: Any) -> None:
-    one = _noun(nouns, "enable-kvm", "let the jobs of some users use KVM on this node", _ENABLE, enable)
+    one = noun(nouns, "enable-kvm", "let the jobs of some users use KVM on this node", _ENABLE, enable)
     one.add_argument("--group", metavar="GROUP", help="the group that may open /dev/kvm; made if it is missing "
                                                       "(default: kvm)")
     one.add_argument("--users", metavar="USER[,USER]", action="append", default=[], help="accounts to let in")
     one.add_argument("--map", metavar="FILE", action="append", default=[], dest="maps",
                      help="a compute element's map of users, a path on this machine also with --root (repeatable)")
-    _changing(one)
+    changing(one)
 
 
 def _add_disable(nouns: Any) -> None:
-    _changing(_noun(nouns, "disable", "undo on this node what enable-kvm did", _DISABLE, disable))
+    changing(noun(nouns, "disable", "undo on this node what enable-kvm did", _DISABLE, disable))
 
 
-def _changing(one: Any) -> None:
+def changing(one: Any) -> None:
     one.add_argument("--dry-run", action="store_true", help="print what would change; change nothing")
     one.add_argument("--root", metavar="DIR", default="/", help="a tree other than this node's, such as an image's")
 
@@ -179,7 +181,7 @@ def enable(args: argparse.Namespace) -> int:
     from vmjob.node import enabling, plan
     from vmjob.site_errors import NodeUnchanged
 
-    tree = _tree(args.root)
+    tree = tree_of(args.root)
     notes: list[str] = []
     known = enabling.users_of(tree)
     users = [who for part in args.users for who in part.split(",") if who]
@@ -190,7 +192,7 @@ def enable(args: argparse.Namespace) -> int:
     notes += found.odd
 
     def work_out(notes: list[str]) -> Plan:
-        state = enabling.look(tree, args.group, enabling.startd_text(), notes)
+        state = enabling.look(tree, args.group, enabling.startd_text(tree), notes)
         return plan.enable(state, args.group or (state.record.group if state.record else "kvm"), wanted)
 
     return _change(args, tree, work_out, notes)
@@ -200,11 +202,11 @@ def disable(args: argparse.Namespace) -> int:
     """Print the diff, then apply it. Raises NodeUnchanged."""
     from vmjob.node import enabling, plan
 
-    tree = _tree(args.root)
+    tree = tree_of(args.root)
     return _change(args, tree, lambda notes: plan.disable(enabling.look(tree, None, "", notes)), [])
 
 
-def _tree(root: str) -> Tree:
+def tree_of(root: str) -> Tree:
     from vmjob.node.tree import Tree
     from vmjob.site_errors import NodeUnchanged
 

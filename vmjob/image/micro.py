@@ -46,7 +46,7 @@ def build_micro(out: Path, reporter: Reporter) -> Manifest:
         debian.unpack(busybox_deb, work / "busybox")
         bar.advance(1)
         kernel, _ = kernel_of(work / "kernel")
-        tree = initramfs(work / "busybox/bin/busybox", debian.modules_folder(work / "kernel"))
+        tree = initramfs(_busybox_of(work / "busybox"), debian.modules_folder(work / "kernel"))
         _micro_root(tree)
         bar.advance(1)
         files = (write_file(out, "kernel", "vmlinuz", "bzimage", kernel.read_bytes()),
@@ -68,6 +68,14 @@ def kernel_of(root: Path) -> tuple[Path, str]:
     if len(found) != 1:
         raise BuildFailed(f"{len(found)} kernels in one image", "name one kernel package")
     return found[0], found[0].name.partition("-")[2]
+
+
+def _busybox_of(root: Path) -> Path:
+    """Its place in the package: /bin until Debian 12, /usr/bin from 13 on."""
+    for place in ("usr/bin/busybox", "bin/busybox"):
+        if (root / place).is_file():
+            return root / place
+    raise BuildFailed("no busybox in the package busybox-static", "report this, with this machine's Debian release")
 
 
 def package_file(name: str) -> bytes:

@@ -17,7 +17,7 @@ from vmjob.node.usermap import NAME, Found, accounts
 from vmjob.site_errors import NodeUnchanged
 
 _FILES = (plan.GROUP, plan.GSHADOW, snippets.RULE_FILE, snippets.CONDOR_FILE)
-_BEGUN = snippets.STATE.with_name(f".vmjob-new.{snippets.STATE.name}")
+BEGUN = snippets.STATE.with_name(f".vmjob-new.{snippets.STATE.name}")
 _PASSWD, _LOGIN = PurePosixPath("/etc/passwd"), PurePosixPath("/etc/login.defs")
 DAEMON = "condor"  # as whom the startd's hook tests KVM
 _LARGEST = 16 * 2**20  # of a map
@@ -47,11 +47,18 @@ def look(tree: Tree, group: Optional[str], startd: str, notes: list[str]) -> Sta
                  record.parse(known) if known else None, _taken(tree), _range(tree), startd if condor else "")
 
 
-def startd_text() -> str:
-    """HTCondor's configuration for a node, as this vmjob ships it."""
+def startd_text(tree: Tree) -> str:
+    """HTCondor's configuration for a node, as this vmjob ships it; it names the hook of the package vmjob-site where
+    the node has that."""
     from vmjob.pyz import SNIPPET, wrapper_text
 
-    return wrapper_text(SNIPPET).decode()
+    text = wrapper_text(SNIPPET).decode()
+    place = snippets.PACKAGED if _packaged(tree) else snippets.ETC
+    return text.replace(f"{snippets.ETC}/{snippets.HOOK}", f"{place}/{snippets.HOOK}")
+
+
+def _packaged(tree: Tree) -> bool:
+    return tree.read(snippets.PACKAGED / snippets.HOOK) is not None
 
 
 class _Named(dict[str, int]):
@@ -163,7 +170,7 @@ def apply(tree: Tree, wanted: Plan, again: Callable[[], Plan]) -> list[str]:
         if again() != wanted:
             raise NodeUnchanged("somebody changed this node meanwhile", "run it again")
         notes = [said for act in actions(tree, wanted) if (said := act())]
-    return notes + (_ask_udev() if tree.real and any(c.path == snippets.RULE_FILE for c in wanted.files) else [])
+    return notes + told_udev(tree, wanted)
 
 
 def may(tree: Tree) -> bool:
@@ -189,7 +196,8 @@ def hints(tree: Tree, wanted: Plan) -> list[str]:
         said += [f"{snippets.CONDOR / name} sets STARTER_JOB_ENVIRONMENT, and {snippets.CONDOR_FILE.name} replaces it: "
                  "put both into one" for name in tree.names(snippets.CONDOR) if name != snippets.CONDOR_FILE.name
                  and re.search(r"^\s*STARTER_JOB_ENVIRONMENT\s*=", tree.read(snippets.CONDOR / name) or "", re.M)]
-        said.append("for HTCondor: vmjob site hook /etc/vmjob && condor_reconfig")
+        hook = "" if _packaged(tree) else "vmjob site hook /etc/vmjob && "
+        said.append(f"for HTCondor: {hook}condor_reconfig")
     if tree.mode(snippets.SLURM) is not None:
         import socket
 
@@ -205,7 +213,8 @@ def _left(tree: Tree, wanted: Plan) -> list[str]:
     if any(change.path == snippets.CONDOR_FILE for change in wanted.files):
         said.append("for HTCondor: condor_reconfig")
     there = [name for name in (snippets.HOOK, *snippets.BESIDE) if name in tree.names(snippets.ETC)]
-    return said + ([f"{snippets.ETC} keeps what vmjob site hook wrote: {', '.join(there)}"] if there else [])
+    return said + ([f"{snippets.ETC} keeps what vmjob site hook wrote: {', '.join(there)}; vmjob site remove "
+                    "undoes all of vmjob"] if there else [])
 
 
 def actions(tree: Tree, wanted: Plan) -> list[Callable[[], Optional[str]]]:
@@ -233,16 +242,16 @@ def actions(tree: Tree, wanted: Plan) -> list[Callable[[], Optional[str]]]:
 def _begin(tree: Tree, text: str) -> None:
     """The folder appears with the record in it, which says that it is ours."""
     _discard(tree)
-    tree.make_folder(_BEGUN, 0o755)
-    tree.write(_BEGUN / record.RECORD.name, text, 0o600)
-    tree.rename(_BEGUN, snippets.STATE)
+    tree.make_folder(BEGUN, 0o755)
+    tree.write(BEGUN / record.RECORD.name, text, 0o600)
+    tree.rename(BEGUN, snippets.STATE)
 
 
 def _discard(tree: Tree) -> None:
     """What was begun and killed."""
-    tree.tidy(_BEGUN / record.RECORD.name)
-    tree.remove(_BEGUN / record.RECORD.name)
-    tree.remove_folder(_BEGUN)
+    tree.tidy(BEGUN / record.RECORD.name)
+    tree.remove(BEGUN / record.RECORD.name)
+    tree.remove_folder(BEGUN)
 
 
 def _make(tree: Tree, path: PurePosixPath, mode: int, fresh: bool) -> None:
@@ -251,7 +260,7 @@ def _make(tree: Tree, path: PurePosixPath, mode: int, fresh: bool) -> None:
 
 
 def _remove(tree: Tree, path: PurePosixPath) -> Optional[str]:
-    return None if tree.remove_folder(path) else f"{path} stays: there are files in it that vmjob site did not make"
+    return None if tree.remove_folder(path) else f"{path} stays: there are files in it that enable-kvm did not make"
 
 
 def _file(tree: Tree, change: Change) -> None:
@@ -261,8 +270,10 @@ def _file(tree: Tree, change: Change) -> None:
         tree.write(change.path, change.new, 0o644)
 
 
-def _ask_udev() -> list[str]:
-    """The device as the rules have it, now. What to do where udev does not do it."""
+def told_udev(tree: Tree, wanted: Optional[Plan]) -> list[str]:
+    """The device as the rules have it, now, where these were changed. What to do where udev does not do it."""
+    if not tree.real or not wanted or all(change.path != snippets.RULE_FILE for change in wanted.files):
+        return []
     udevadm = process.which("udevadm")
     if udevadm:
         process.run([udevadm, "control", "--reload"], check=False, timeout=30)

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 HOOK = "vmjob-startd.sh"
 ETC = PurePosixPath("/etc/vmjob")  # where the hook's files are, as 99-vmjob-node.conf has it
+PACKAGED = PurePosixPath("/usr/share/vmjob")  # where the packages vmjob and vmjob-site have the same files
 BESIDE = ("vmjob.pyz", "vmjob-wrapper.sh")  # what the hook runs
 # after those of systemd (50), QEMU's packages (60, 80) and uaccess (70): the last rule decides
 RULE_FILE = PurePosixPath("/etc/udev/rules.d/90-vmjob-kvm.rules")

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Optional
 
+from vmjob.node import wipe
 from vmjob.site_errors import NodeUnchanged
 
 _PATIENCE = 15  # seconds, as lckpwdf(3) has it
@@ -69,13 +70,41 @@ class Tree:
             with os.scandir(folder) as entries:
                 return sorted(one.name for one in entries if one.is_file(follow_symlinks=False) and one.name[0] != ".")
 
+    @contextmanager
+    def folder(self, path: PurePosixPath) -> Iterator[Optional[int]]:
+        """A folder, open, which itself is no link; None where there is none, or none that we may read."""
+        with self._told(path), self._parent(path) as parent:
+            try:
+                here = -1 if parent is None else os.open(path.name, wipe.FOLDER, dir_fd=parent)
+            except OSError:
+                here = -1
+        try:
+            yield here if here >= 0 else None
+        finally:
+            if here >= 0:
+                os.close(here)
+
+    def found(self, path: PurePosixPath) -> Optional[os.stat_result]:
+        """What has this name, a link itself too; None: nothing."""
+        with self._told(path), self._parent(path) as folder:
+            try:
+                return None if folder is None else os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:
+                return None
+
+    def wipe(self, path: PurePosixPath) -> bool:
+        """Remove a folder with all that is in it, or a link. On this node one that is a mount is emptied. False where
+        something stays."""
+        with self._told(path), self._parent(path) as folder:
+            return folder is None or wipe.wipe(folder, path.name, enter_mount=self.real)
+
     def write(self, path: PurePosixPath, text: str, mode: int) -> None:
         """The whole file, at one instant, for good. One that is there keeps owner, mode and labels; a new one has
         ``mode``."""
         with self._told(path), self._parent(path) as folder:
             if folder is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            spare = _NEW + path.name
+            spare = self.spare(path).name
             with suppress(FileNotFoundError):
                 os.unlink(spare, dir_fd=folder)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -110,9 +139,14 @@ class Tree:
             if folder is not None:
                 os.unlink(path.name, dir_fd=folder)
 
+    @staticmethod
+    def spare(path: PurePosixPath) -> PurePosixPath:
+        """What a file is called while it is being written."""
+        return path.with_name(_NEW + path.name)
+
     def tidy(self, path: PurePosixPath) -> None:
         """What one that was killed while it wrote this file has left behind."""
-        self.remove(path.with_name(_NEW + path.name))
+        self.remove(self.spare(path))
 
     def make_folder(self, path: PurePosixPath, mode: int, owner: Optional[int] = None) -> None:
         """One that is there gets mode and owner, as far as we may."""

@@ -53,7 +53,8 @@ class _Bdii:
             import ldap3
         except ImportError as missing:
             raise VmjobError("the Python package ldap3 is not installed here",
-                             "pip install 'ldap3<3' (the submit side needs it, worker nodes do not)") from missing
+                             "install the package python3-ldap3, or by pip 'ldap3<3'; only the submit side needs it"
+                             ) from missing
         server = ldap3.Server(self.source.host, port=self.source.port, get_info=ldap3.NONE,
                               connect_timeout=self.source.timeout)
         self._connection = ldap3.Connection(

@@ -14,7 +14,7 @@ from typing import Any
 from vmjob.blockdev import stacked
 from vmjob.model import TCG_BUFFER, Boot, QemuInfo, VmSpec
 from vmjob.units import MIB
-from vmjob.vm.faults import CMPXCHG16B
+from vmjob.vm.faults import CMPXCHG16B, NEW_KERNELS
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -148,6 +148,8 @@ def cpu_model(accel: str, version: tuple[int, ...], attempt: int = 1) -> str:
     takes it to mean erms too, and hangs without."""
     if accel == "kvm":
         return "host"
+    if NEW_KERNELS.hits(version) and attempt > 1:
+        return "Nehalem"  # x86-64-v2, like the other's first try
     return "max,-erms,-fsrm,-cx16" if CMPXCHG16B.hits(version) and attempt > 1 else "max,-erms,-fsrm"
 
 

@@ -98,8 +98,9 @@ def _python() -> Check:
 
 def _qemu(qemu: QemuInfo) -> Check:
     text = f"QEMU {qemu.version_text} ({qemu.path})"
-    if faults.CMPXCHG16B.hits(qemu.version):
-        return Check("qemu", OK, f"{text}; {faults.CMPXCHG16B.text}")
+    for fault in (faults.CMPXCHG16B, faults.NEW_KERNELS):
+        if fault.hits(qemu.version):
+            return Check("qemu", OK, f"{text}; {fault.text}")
     if "microvm" not in qemu.machines:
         return Check("qemu", WARNING, f"{text} has no machine 'microvm'", "guests boot on q35, about a tenth slower")
     return Check("qemu", OK, text)

@@ -28,10 +28,13 @@ class Fault:
 
 
 CMPXCHG16B = Fault("qemu", (7,), (8,), "emulated kernels from 6.12 on boot only in a second try")
+# seen with 5.2 and Debian 13's 6.12: QEMU ends while the kernel unpacks itself, whichever single feature is left out
+NEW_KERNELS = Fault("qemu", OLDEST_QEMU, (6,), "emulated kernels from 6.12 on boot only in a second try")
 FAULTS = (
     Fault("qemu", (), OLDEST_QEMU, "too old: not tested", FAILURE,
           "install QEMU 5.2 or later, or name one in VMJOB_QEMU"),
     CMPXCHG16B,
+    NEW_KERNELS,
     Fault("qemu", (7, 2), (8,), "a QMP quit can hang: it is ended by SIGTERM"),
     # its versions are dates; this is Debian 12's
     Fault("passt", (), (20230310,), "reaches the node's loopback despite --no-map-gw: vmjob's own filter keeps guests "

@@ -8,15 +8,14 @@ is pinned by its digest, and the policy on the node has the last word.
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
-from pathlib import Path
 
 from vmjob.classads import line
 from vmjob.sitead import ANYBODY, SiteAd, SiteImage
 
 FOLDER = "ENV/VMJOB"
-_BODY = Path(__file__).with_name("arc-rte.sh")
 _MIB = 2**20
 _PARAMETERS = """\
 # param:VMJOB_COMMAND:string:/usr/bin/vmjob:vmjob on the worker nodes
@@ -27,7 +26,8 @@ _PARAMETERS = """\
 
 def files(ad: SiteAd) -> dict[str, str]:
     """The scripts by path below ARC's runtimedir."""
-    body = _BODY.read_text(encoding="utf-8").partition("\n")[2]
+    data = pkgutil.get_data("cemon_publisher.render", "arc-rte.sh") or b""  # from a zip file as well
+    body = data.decode().partition("\n")[2]
     made: dict[str, str] = {}
     for image in ad.images:
         path = f"{FOLDER}/{name_of(image)}"
