@@ -22,7 +22,7 @@ LAYERS = [
     {"errors", "model", "units", "process", "config", "progress", "schema", "job", "files", "manifests", "payload",
      "chirp", "glideins", "result", "tokens", "pyz", "pyz_build", "version", "pool_errors", "blockdev", "endorsement",
      "policy", "verdict", "safepath", "sitead", "siteconfig", "site_errors", "matching", "sitememory", "classads",
-     "requirements", "nodead", "nodekinds", "runs", "health", "usage", "spool", "ledger", ""},
+     "requirements", "escapes", "ownnames", "nodead", "nodekinds", "runs", "health", "usage", "spool", "ledger", ""},
     {"image", "stage", "slot", "vm", "guest", "batch", "node"},
     {"compose", "outcome", "supervise", "prepare", "bundle", "run", "submit", "planning", "api", "slotrun",
      "submission", "local", "parameters", "factory", "keeping", "logbook", "admission", "identity", "staging",
