@@ -225,7 +225,8 @@ def fetch(batch: Condor, jobs: Sequence[JobInfo], folder: Path, reporter: Report
 def _bring(batch: Condor, jobs: Sequence[JobInfo], here: Path) -> dict[JobInfo, VmjobError]:
     """The files of these jobs into the folder ``here``; those that cannot be brought, and why. Raises TransferFailed
     where none can."""
-    kinds, lost = ("results", "out", "err"), dict[JobInfo, VmjobError]()
+    kinds = ("results", "out", "err")
+    lost: dict[JobInfo, VmjobError] = {}
     try:
         batch.bring(jobs, kinds, here)
     except TransferFailed as failure:  # one lacks a file: the others come without it

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.unit
 NAMES = ["a", "ab", "abc", ".a", "a-b", "a]b", "[", "[a", "ü", "1", "a\nb", "*", "a*", "\\", "a b", "-", "^a", "!a",
          "Z", "a.txt", ".txt", "b.txt.gz", "x" * 255]
 PATTERNS = ["*", "?", "??", "a*", "*b", "*.txt", "a?c", "[ab]", "[!a]", "[^a]", "[a-c]b", "[]]", "a[]]b", "[[]", "[",
-            "[a", "[[:digit:]]", "[[:alpha:]]*", "[a-]", "a[-]b", ".*", "a\\*", "\\*", "\\[", "*[b]*", "*a*b*", "**", "a b",
+            "[a",
+            "[[:digit:]]", "[[:alpha:]]*", "[a-]", "a[-]b", ".*", "a\\*", "\\*", "\\[", "*[b]*", "*a*b*", "**", "a b",
             "[a-c]*[!z]", "[z-a]", "[[:nosuch:]]"]
 
 
@@ -37,7 +38,8 @@ def test_what_a_shell_expands_is_taken(tmp_path: Path, pattern: str) -> None:
 
 @pytest.mark.parametrize(("pattern", "names"), [
     ("x", ["y", "x2", "X", ".x", "", "x\n"]), ("*", [".bashrc", ".ssh/authorized_keys", ".x/y"]),
-    ("*.txt", ["a.txt.sh"]), ("?", ["ab", ".", "abc"]), ("a/*", ["a", "b/a", "ab", "a/.hidden", ".a/b"]), ("[ab]", ["c", "ab", "[ab"]),
+    ("*.txt", ["a.txt.sh"]), ("?", ["ab", ".", "abc"]),
+    ("a/*", ["a", "b/a", "ab", "a/.hidden", ".a/b"]), ("[ab]", ["c", "ab", "[ab"]),
     ("[!a]", ["a", ".b"]), ("a/b", ["a", "a/c", "b"]), ("[[:digit:]]", ["a", ":"]), (".[a]", ["xa", ".b"])])
 def test_what_no_pattern_matches_is_not(pattern: str, names: list[str]) -> None:
     for name in names:
@@ -64,7 +66,8 @@ def test_a_pattern_of_many_stars_takes_no_time() -> None:
     "vmjob-wrapper.sh", "vmjob.pyz", "payload.json", "input.tar", "token", "token-3", "list-0.smime", "image",
     "0" * 64, "result.json", "console.log", "stdout.txt", "stderr.txt", "vmjob-results.tar", ".vmjob.lock",
     "vmjob-results.tar.part", ".job.ad", ".machine.ad", ".update.ad", ".chirp.config", "_condor_stdout",
-    "_condor_creds", "condor_exec.exe", ".docker_sock", "docker_stdout", ".diag", "1234.diag", ".comment", "slurm-12_3.out"])
+    "_condor_creds", "condor_exec.exe", ".docker_sock", "docker_stdout", ".diag", "1234.diag", ".comment",
+    "slurm-12_3.out"])
 def test_names_that_others_rely_on(name: str) -> None:
     assert reserved(name)
     for glob in (name, f"./{name}", f"{name}/x"):

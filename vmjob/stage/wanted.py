@@ -39,8 +39,8 @@ class Wanted:
 
 
 class _Part:
-    """One part of a pattern between slashes. Shells differ in what ``[^a]`` and a backslash mean, and in whether ``?`` is
-    a byte: each reading counts. A leading dot is matched by a dot alone."""
+    """One part of a pattern between slashes. Shells differ in what ``[^a]`` and a backslash mean, and in whether ``?``
+    is a byte: each reading counts. A leading dot is matched by a dot alone."""
 
     def __init__(self, text: str) -> None:
         self._text, self._hidden = text, text.startswith((".", "\\."))
