@@ -94,7 +94,6 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
         image = store.open(manifest, this.payload.image_files, this.reporter, fetch, folder)
     if this.bytes_image:
         this.reporter.note(f"fetched {format_size(this.bytes_image)} of the image {manifest.name}")
-    signals.limit(_time_to_act(this, granted.walltime))
     with runs.registered(manifest.digest, store.root):  # the node's admin hears of it, and of what is the node's fault
         _in_guest(this, image, folder, signals, stack)
     if this.send_to and this.channel and this.channel.exit_status == 0:  # of a failed program they stay with the job
@@ -103,8 +102,9 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
             _send(this, signals)
 
 
-def _time_to_act(this: Run, walltime: Optional[float]) -> Optional[float]:
+def _time_to_act(this: Run) -> Optional[float]:
     """What is left of the walltime, less what the way out needs."""
+    walltime = this.granted.walltime if this.granted else None
     return None if walltime is None else (this.left(walltime) or 0.0) - min(5.0, walltime * 0.1)
 
 
@@ -118,6 +118,7 @@ def _in_guest(this: Run, image: Image, folder: Path, signals: Signals, stack: Ex
         this.qemu = probe.find_qemu()
         this.accel = probe.choose_accel(job.accel, this.qemu)
         this.granted = grant(this.slot, job, manifest, overhead_of(this.accel.name))
+        signals.limit(_time_to_act(this))
         this.reporter.note(f"accelerator {this.accel.name}: {this.accel.reason}")
     guest = stack.enter_context(Guest(this, image, folder, signals))
     with this.stages.stage("boot"):
@@ -185,10 +186,10 @@ def _send(this: Run, signals: Signals) -> None:
     come back with the job. Raises StageOutFailed."""
     from vmjob.stage.out import send
 
-    if this.results is None or this.granted is None:
+    if this.results is None:
         return
-    left = _time_to_act(this, this.granted.walltime)
-    left = left and left - 1  # so that its own deadline, which says what was sent, comes first
+    left = _time_to_act(this)
+    left = left and left - 1  # its own deadline, which says what was sent, comes first
     this.staged = send(this.results, this.outputs, this.send_to, timeout=stage_time(left),
                        rate=config.stage_rate(), reporter=this.reporter)
     signals.ignore()  # what has arrived is taken off the results in one go

@@ -433,6 +433,12 @@ def test_headers_together_are_bounded(tmp_path: Path, kind: bytes) -> None:
     refused(tmp_path / "disk", match="headers .* more than 64 MiB")
 
 
+def test_pax_records_are_bounded(tmp_path: Path) -> None:
+    """Each costs a microsecond: 150,000 fit into one header."""
+    refused(disk(tmp_path, pax_member({f"a{n}": "b" for n in range(1001)}), form=tarfile.PAX_FORMAT), match="records")
+    assert take(disk(tmp_path, pax_member({f"a{n}": "b" for n in range(900)}), form=tarfile.PAX_FORMAT)) == ("f",)
+
+
 def test_empty_headers_and_sparse_maps_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tar, "MAX_HEADERS", 64 * 100)
     for kind in (b"x", b"L", b"V"):

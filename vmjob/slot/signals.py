@@ -31,6 +31,7 @@ class Signals:
         self.listener: Optional[Listener] = None
         self.received: list[int] = []
         self.late = False  # the time of ``limit`` is over
+        self._failure: Optional[VmjobError] = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -40,17 +41,23 @@ class Signals:
 
     def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException],
                  trace: Optional[TracebackType]) -> None:
-        if signal.SIGALRM in self._before:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        self.no_limit()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def limit(self, seconds: Optional[float]) -> None:
-        """So many seconds are left for all that comes before the last steps of the way out; None: there is no limit."""
+    def limit(self, seconds: Optional[float], failure: Optional[VmjobError] = None) -> None:
+        """So many seconds are left for all that comes before the last steps of the way out; None: there is no limit.
+        ``failure`` is raised then, also while something listens."""
         if seconds is None:
             return
+        self._failure = failure
         self._before.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._over))
         signal.setitimer(signal.ITIMER_REAL, max(0.001, seconds))
+
+    def no_limit(self) -> None:
+        """There is time again."""
+        if signal.SIGALRM in self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def ignore(self) -> None:
         """From here on signals change nothing: we are on the way out already."""
@@ -73,8 +80,8 @@ class Signals:
 
     def _over(self, _number: int, _frame: Optional[FrameType]) -> None:
         self.late = True
-        if self.listener is None:
-            raise walltime_over()
+        if self._failure or self.listener is None:
+            raise self._failure or walltime_over()
 
     def _handle(self, number: int, _frame: Optional[FrameType]) -> None:
         if number in STOP:
