@@ -250,7 +250,8 @@ def _take(job: JobInfo, here: Path, target: Path, reporter: Reporter) -> Fetched
     archive = here / file_name("results", job.id)
     try:
         with claim(target):
-            document, own = _unpack(archive, target, reporter)
+            document = _unpack(archive, target, reporter)
+            own = document["outputs"]
             for kind, name in (("out", STDOUT), ("err", STDERR)):
                 # the job's own files may be called so, where an older vmjob ran it
                 if name in own or real_kind(target / name) == "folder":
@@ -266,14 +267,13 @@ def _take(job: JobInfo, here: Path, target: Path, reporter: Reporter) -> Fetched
         archive.unlink(missing_ok=True)
 
 
-def _unpack(archive: Path, folder: Path, reporter: Reporter) -> tuple[dict[str, Any], frozenset[str]]:
-    """result.json, and the names of all that came with it."""
+def _unpack(archive: Path, folder: Path, reporter: Reporter) -> dict[str, Any]:
     import json
 
     from vmjob import schema
     from vmjob.stage.archive import unpack_results
 
-    names = frozenset(unpack_results(archive, folder, reporter))
+    unpack_results(archive, folder, reporter)
     path = folder / "result.json"
     try:
         if path.stat().st_size > _DOCUMENT:
@@ -286,7 +286,7 @@ def _unpack(archive: Path, folder: Path, reporter: Reporter) -> tuple[dict[str, 
     except (OSError, ValueError, RecursionError) as broken:
         raise OutputRefused(f"{path}: cannot be read: {broken}",
                             "the job's node or its disk is at fault; submit again") from broken
-    return schema.check(document, "result", str(path), OutputRefused), names
+    return schema.check(document, "result", str(path), OutputRefused)
 
 
 def _no_number(word: str) -> Any:

@@ -76,7 +76,8 @@ EVIL: list[list[tuple[str, Optional[bytes]]]] = [
 
 @pytest.mark.parametrize("evil", EVIL, ids=lambda evil: "+".join(name for name, _ in evil))
 def test_names_that_fetch_itself_writes(spool: Spool, tmp_path: Path, evil: list[tuple[str, Optional[bytes]]]) -> None:
-    jobs = [spool.add(0, ("x", b"0")), spool.add(1, *evil), spool.add(2, ("x", b"2"))]
+    own = Result("j", "ok", 0, 0, outputs=tuple(name for name, data in evil if data)).to_json()
+    jobs = [spool.add(0, ("x", b"0")), spool.add(1, *evil, result=json.dumps(own).encode()), spool.add(2, ("x", b"2"))]
     assert fetch(spool, jobs) == ["ok", "ok", "ok"] and spool.done == [0, 1, 2]
     for number in (0, 2):
         assert (tmp_path / f"out/{number}/stdout.txt").read_text() == f"out of {number}\n"
