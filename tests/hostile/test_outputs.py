@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import Cli, qemus, result_of
 from tests.hostile.hostile import QEMU, Hostile
+from vmjob.progress import Reporter
 
 pytestmark = pytest.mark.integration
 
@@ -241,3 +242,64 @@ def test_a_silent_control_socket_is_the_nodes_fault(hostile: Hostile, monkeypatc
     result = api.run_job(job, base=tmp_path, results=hostile.results)
     assert result.failure and result.failure.kind == "QemuFailed" and result.failure.transient and result.status == 234
     assert "control socket" in result.failure.message and QEMU.exists()
+
+
+def test_a_command_that_gets_no_answer(hostile: Hostile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The job is to pause, and nobody can say whether it did: it must not run on as if it stood still."""
+    from vmjob import api
+    from vmjob.model import Accel, Job, Network
+    from vmjob.vm import machine
+
+    monkeypatch.setattr(machine, "_ANSWER", 0.5)
+    asked = tmp_path / "asked"
+    guest = f"""
+import threading
+def qmp(machine):
+    {GREETS}
+    machine.qmp.recv(65536)
+    machine.qmp.sendall(b'{{"return": {{}}, "id": "__qmp#00000"}}\\r\\n')
+    open({str(asked)!r}, "w").close()
+    threading.Event().wait()
+def guest(machine):
+    machine.hello()
+    threading.Event().wait()
+"""
+    for name, value in hostile.cli.environment(hostile.env(guest)).items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "scratch").mkdir()
+    hostile.results.mkdir()
+
+    class Pauses(Reporter):
+        def stage_started(self, name: str) -> None:
+            if name == "payload":
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    result = api.run_job(Job("mute", "micro", ("true",), network=Network.NONE, accel=Accel.TCG), base=tmp_path,
+                         results=hostile.results, reporter=Pauses())
+    assert asked.exists() and result.failure and result.failure.kind == "QemuFailed" and result.failure.transient
+    assert "'stop'" in result.failure.message
+
+
+# ---------------------------------------------------------------- what a terminal is shown
+
+
+def test_an_images_description_does_not_steer_the_terminal(cli: Cli, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from tests.unit.test_image_store import image
+    from vmjob.image.store import Store
+
+    made = replace(image(tmp_path / "i", "evil", 2**20), description="\x1b]0;evil\x07\u202etxt\nmicro  sha256")
+    Store(tmp_path / "store").add(made, tmp_path / "i")
+    done = cli("image", "list", env={"VMJOB_HOME": str(tmp_path / "store")})
+    assert done.status == 0 and r"\x1b]0;evil\x07\u202etxt\nmicro  sha256" in done.out.decode(), done.err
+    assert len(done.out.splitlines()) == 1
+    for words in (["inspect", "evil"], ["verify", "evil"]):
+        done = cli("image", *words, env={"VMJOB_HOME": str(tmp_path / "store")})
+        assert not any(c in done.out.decode() + done.err for c in "\x1b\x07\u202e"), words
+
+
+def test_a_plan_does_not_steer_the_terminal(cli: Cli) -> None:
+    done = cli("plan", "--image", "micro", "--accel", "tcg", "--output", "\u202e*", "--", "echo", "\x1b[2J")
+    assert done.status == 0 and r"\x1b[2J" in done.out.decode() and r"\u202e*" in done.out.decode(), done.err
+    assert not any(c in done.out.decode() + done.err for c in "\x1b\u202e")

@@ -396,6 +396,14 @@ def test_only_what_was_asked_for(tmp_path: Path) -> None:
         assert caught.value.hint and (tmp_path / "out/a1").read_bytes() == b"", evil
 
 
+def test_an_empty_work_folder_is_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    wanted = Wanted([".", "x"])
+    path = disk(tmp_path, member("./", tarfile.DIRTYPE))
+    assert unpack_outputs(path, tmp_path / "out", GIB, Reporter(), wanted) == ()
+    assert wanted.missing == ["x"]
+
+
 def test_a_move_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A half result is seen by nobody, and what was there before is there again."""
     out = tmp_path / "out"

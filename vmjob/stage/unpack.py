@@ -58,7 +58,7 @@ def unpack_outputs(disk: Path, folder: Path, cap: int, reporter: Reporter, wante
     Raises OutputRefused naming the member, OutputTooLarge, ScratchFull, SlotError: then ``folder`` is as it was.
     """
     def may(parts: list[str]) -> bool:
-        if reserved(parts[0]):
+        if parts and reserved(parts[0]):
             raise OutputRefused(f"{brief(parts[0])!r} is a name that vmjob or the batch system keeps for itself among "
                                 "the results", "give this output another name")
         return wanted is None or wanted.take(parts)
@@ -123,7 +123,8 @@ class _Unpacker:
         parts = _parts(member)
         if not parts:
             if member.kind == "folder":
-                return  # the work folder itself
+                self.may(parts)  # the work folder itself: for the pattern "."
+                return
             raise OutputRefused(f"{member.name!r} is no name for a file", _HINT)
         if not self.may(parts):
             raise OutputRefused(f"{brief(member.name)}: no output pattern of the job matches this name", _ASKED)
