@@ -128,6 +128,11 @@ def check_output(glob: str, where: str) -> str:
     if glob.startswith(("/", "-")) or ".." in glob.split("/") or re.search(r"[\x00-\x1f]", glob):
         raise JobError(f"{where}: {glob!r} must be a path below the work folder",
                        "copy the file into the work folder at the end of the program, and name it here")
+    from vmjob.ownnames import reserved
+
+    if reserved(next((part for part in glob.split("/") if part not in ("", ".")), "")):
+        raise JobError(f"{where}: {glob!r} is a name that vmjob or the batch system keeps for itself among the results",
+                       "give this output another name")
     return glob
 
 

@@ -17,13 +17,14 @@ NAME = "payload.json"
 INPUT = "input.tar"
 TOKEN = "token"  # a glide-in's, where it cannot come by a better way
 WRAPPER = "vmjob-wrapper.sh"
+IMAGE = "image"  # the folder of its files
 LISTS = 8  # signed image lists, at most
 _AGAIN = "the payload was damaged on its way: pack it again, or send it again"
 
 
 def image_place(sha256: str) -> str:
     """Where a file of the image is in the payload folder."""
-    return f"image/{sha256}"
+    return f"{IMAGE}/{sha256}"
 
 
 def list_name(number: int) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
 from vmjob.glideins import Worked
 from vmjob.model import AccelChoice
+
+# Of one list in result.json: a guest chooses how many names there are, and how long they are.
+MOST_NAMES, MOST_TEXT = 10_000, 2**20
 
 
 @dataclass(frozen=True)
@@ -94,14 +98,29 @@ class Result:
         return self.failure.kind if self.failure else ""
 
     def to_json(self) -> dict[str, Any]:
-        """The document of result.schema.json; ``glidein`` and ``policy`` only where there was one."""
-        from dataclasses import asdict
+        """The document of result.schema.json; ``glidein`` and ``policy`` only where there was one. Of very many outputs
+        it names the first, and says how many more there are."""
+        from dataclasses import asdict, replace
 
         import vmjob
 
-        body = asdict(self)
+        outputs, staged = _first(self.outputs), _first([one.url for one in self.staged])
+        body = asdict(replace(self, outputs=self.outputs[:outputs], staged=self.staged[:staged]))
+        for key, more in (("outputs_more", len(self.outputs) - outputs), ("staged_more", len(self.staged) - staged)):
+            if more:
+                body[key] = more
         for key in ("glidein", "policy"):
             if body[key] is None:
                 del body[key]
         body["stages"] = [{"name": s.name, "seconds": round(s.seconds, 4)} for s in self.stages]
         return {"vmjob": vmjob.__version__, "schema": 1, **body}
+
+
+def _first(names: Sequence[str]) -> int:
+    """How many of these fit into a document."""
+    room = MOST_TEXT
+    for number, name in enumerate(names[:MOST_NAMES]):
+        room -= len(name)
+        if room < 0:
+            return number
+    return min(len(names), MOST_NAMES)

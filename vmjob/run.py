@@ -7,10 +7,9 @@ failure, signal) leaves no process and no file but the results.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from vmjob import accounting, compose, config, runs
@@ -89,6 +88,7 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
         if this.payload.input_archive:
             this.bytes_in = this.payload.input_archive.stat().st_size
     with this.stages.stage("verify"):
+        signals.limit(this.left(granted.walltime))  # what is fetched has a deadline of its own
         stack.enter_context(store.hold(manifest))  # nobody makes room with what we boot from
         fetch = fetch_of(manifest, this.reporter, fetch, this.left(granted.walltime), this.fetched)
         image = store.open(manifest, this.payload.image_files, this.reporter, fetch, folder)
@@ -98,7 +98,14 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
         _in_guest(this, image, folder, signals, stack)
     if this.send_to and this.channel and this.channel.exit_status == 0:  # of a failed program they stay with the job
         with this.stages.stage("send"):
-            _send(this)
+            signals.listener = None  # as in all stages without a guest: a signal ends it at once
+            _send(this, signals)
+
+
+def _time_to_act(this: Run) -> Optional[float]:
+    """What is left of the walltime, less what the way out needs."""
+    walltime = this.granted.walltime if this.granted else None
+    return None if walltime is None else (this.left(walltime) or 0.0) - min(5.0, walltime * 0.1)
 
 
 def _in_guest(this: Run, image: Image, folder: Path, signals: Signals, stack: ExitStack) -> None:
@@ -111,6 +118,7 @@ def _in_guest(this: Run, image: Image, folder: Path, signals: Signals, stack: Ex
         this.qemu = probe.find_qemu()
         this.accel = probe.choose_accel(job.accel, this.qemu)
         this.granted = grant(this.slot, job, manifest, overhead_of(this.accel.name))
+        signals.limit(_time_to_act(this))
         this.reporter.note(f"accelerator {this.accel.name}: {this.accel.reason}")
     guest = stack.enter_context(Guest(this, image, folder, signals))
     with this.stages.stage("boot"):
@@ -119,7 +127,7 @@ def _in_guest(this: Run, image: Image, folder: Path, signals: Signals, stack: Ex
         guest.work()
     with this.stages.stage("collect"):
         guest.finish()
-        _collect(this, folder / compose.RunFiles.output_disk)
+        _collect(this, folder / compose.RunFiles.output_disk, guest.check())
         if job.glidein:
             _learn(this, stopped=guest.stopped is not None)
     if guest.stopped:
@@ -147,9 +155,9 @@ def _learn(this: Run, stopped: bool) -> None:
         raise failure(status, folder)
 
 
-def _collect(this: Run, disk: Path) -> None:
+def _collect(this: Run, disk: Path, check: Callable[[], None]) -> None:
     """The outputs of the guest into the results folder. A missing result is a failure."""
-    from vmjob.stage.archive import unpack_outputs
+    from vmjob.stage.archive import Wanted, unpack_outputs
 
     told = this.channel
     if told is None or this.results is None or this.granted is None:
@@ -160,35 +168,32 @@ def _collect(this: Run, disk: Path) -> None:
     if told.outputs == "failed":
         raise OutputMissing(f"the guest could not pack its outputs: {told.outputs_text}",
                             "see console.log for what the guest said")
+    wanted = Wanted(this.job.outputs)
     if told.outputs == "ok":
-        this.outputs = unpack_outputs(disk, this.results, this.granted.disk, this.reporter)
+        this.outputs = unpack_outputs(disk, this.results, this.granted.disk, this.reporter, wanted, check)
         this.bytes_out = sum(path.stat().st_size for name in this.outputs
                              if (path := this.results / name).is_file() and not path.is_symlink())
     # looked for here too: what the guest says of itself is no proof
-    missing = told.missing or [glob for glob in this.job.outputs if not _there(glob, this.outputs, this.results)]
+    missing = told.missing or wanted.missing
     if missing:
         raise OutputMissing(f"the program left no file that matches '{missing[0]}'"
                             + (f" (nor {len(missing) - 1} other patterns)" if missing[1:] else ""),
                             "compare outputs in the job with what the program writes into its work folder")
 
 
-def _send(this: Run) -> None:
+def _send(this: Run, signals: Signals) -> None:
     """The outputs from the results folder to where the job wants them. Those of a failure here stay in the folder, and
     come back with the job. Raises StageOutFailed."""
     from vmjob.stage.out import send
 
     if this.results is None:
         return
-    this.staged = send(this.results, this.outputs, this.send_to, timeout=stage_time(this.left(this.slot.time_left)),
+    left = _time_to_act(this)
+    left = left and left - 1  # its own deadline, which says what was sent, comes first
+    this.staged = send(this.results, this.outputs, this.send_to, timeout=stage_time(left),
                        rate=config.stage_rate(), reporter=this.reporter)
+    signals.ignore()  # what has arrived is taken off the results in one go
     gone = {one.name for one in this.staged}
     for name in gone:
         (this.results / name).unlink()
     this.outputs = tuple(name for name in this.outputs if name not in gone)
-
-
-def _there(glob: str, names: Sequence[str], results: Path) -> bool:
-    """Does an output match ``glob`` (or lie below what does), or did it bring an empty folder?"""
-    parts = PurePosixPath(glob).parts
-    return any(all(map(fnmatchcase, PurePosixPath(name).parts, parts)) and len(PurePosixPath(name).parts) >= len(parts)
-               for name in names) or any(path.is_dir() for path in results.glob(glob))

@@ -21,12 +21,14 @@ from vmjob.progress import Reporter
 from vmjob.result import Result
 from vmjob.slot import token
 from vmjob.slot.announce import Announcer, is_over
-from vmjob.slot.signals import Signals
+from vmjob.slot.signals import STOP, Signals, interrupted
 
 if TYPE_CHECKING:
     from vmjob.stage.collect import Entry
 
 log = logging.getLogger("vmjob.run")
+
+PATIENCE = 20.0  # seconds for packing the results, from a signal to stop on
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,32 @@ def _packed(this: SlotRun, announcer: Announcer, chirp: Optional[Chirp], signals
         results.mkdir()
         result = _run(this, results, announcer, chirp, signals)
         try:
-            pack_results(results, this.pack)
+            with _patience(signals):
+                pack_results(results, this.pack)
         except (VmjobError, OSError) as failure:
             result = _alone(result, _failed(failure), this.pack)
     return result
+
+
+@contextmanager
+def _patience(signals: Signals) -> Iterator[None]:
+    """From a signal to stop on, what is done here has PATIENCE seconds, and then is Interrupted: better a result
+    without the outputs than none, as a batch system kills what does not end."""
+    before = signals.listener
+
+    def hurry(number: int) -> None:
+        if number in STOP and signals.listener is hurry:
+            signals.listener = before
+            signals.limit(PATIENCE, interrupted(number))
+        if before:
+            before(number)
+
+    signals.listener = hurry
+    try:
+        yield
+    finally:
+        signals.listener = before
+        signals.no_limit()
 
 
 def _alone(result: Result, failed: Result, target: Path) -> Result:

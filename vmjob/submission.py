@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any, Optional
 from vmjob import bundle, config, submit
 from vmjob.batch.description import Parameters, Request, Submission, token_names
 from vmjob.batch.nodes import Needs
-from vmjob.errors import FolderBusy, JobError, OutputMissing, OutputRefused, VmjobError
+from vmjob.errors import JobError, OutputMissing, OutputRefused, VmjobError
 from vmjob.files import place, real_kind, write_secret
 from vmjob.glideins import SYSTEM_DISK
 from vmjob.model import Job, Manifest, Payload
+from vmjob.outcome import failure_from_os
+from vmjob.ownnames import STDERR, STDOUT
 from vmjob.payload import INPUT, NAME, WRAPPER, list_name
+from vmjob.pool_errors import TransferFailed
 from vmjob.progress import Reporter
 from vmjob.pyz import PYZ
+from vmjob.units import format_size
 
 if TYPE_CHECKING:
     from vmjob.batch.condor import Condor
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from vmjob.batch.targets import Target
 
 _GROUP = 50  # jobs whose results are on their way at once
+_LOST = 3  # so many in a row without results mean that the schedd gives none
+_DOCUMENT = 16 * 2**20  # bytes of a result.json; ours have a few MiB at most
 _SPARE_TIME = 15 * 60  # seconds beside the job's walltime: fetching the image, booting, the way back
 _SPARE_DISK = 256 * 2**20  # bytes for the guest's own writes, where its image has a disk: 4 times as much
 
@@ -195,8 +201,9 @@ def fetch(batch: Condor, jobs: Sequence[JobInfo], folder: Path, reporter: Report
           keep: bool = False) -> list[Fetched]:
     """Bring the results of ended jobs into ``folder``/PROC (``flat``: into ``folder`` itself).
 
-    What a guest made is unpacked as distrustfully as on the node; results that are refused stay where they are. Unless
-    ``keep``, the jobs of the others may leave the queue then. Raises TransferFailed, ScratchFull, SlotError.
+    What a guest made is unpacked as distrustfully as on the node; results that are refused, or cannot be taken, stay
+    where they are, and cost no other job's. Unless ``keep``, the jobs of the others may leave the queue then. Raises
+    TransferFailed, ScratchFull, SlotError where nothing can be fetched.
     """
     from vmjob.slot.scratch import scratch
 
@@ -205,13 +212,34 @@ def fetch(batch: Condor, jobs: Sequence[JobInfo], folder: Path, reporter: Report
     with scratch(folder) as here, reporter.bar("fetch", len(jobs), "job") as bar:
         for start in range(0, len(jobs), _GROUP):
             some = jobs[start:start + _GROUP]
-            batch.bring(some, ("results", "out", "err"), here)
+            lost = _bring(batch, some, here)
             for job in some:
-                found.append(_take(job, here, folder if flat else folder / str(job.id.proc), reporter))
+                target = folder if flat else folder / str(job.id.proc)
+                found.append(Fetched(job, {}, lost[job]) if job in lost else _take(job, here, target, reporter))
                 bar.advance(1)
     if not keep:
         batch.fetched([one.job for one in found if not one.failure])
     return found
+
+
+def _bring(batch: Condor, jobs: Sequence[JobInfo], here: Path) -> dict[JobInfo, VmjobError]:
+    """The files of these jobs into the folder ``here``; those that cannot be brought, and why. Raises TransferFailed
+    where none can."""
+    kinds = ("results", "out", "err")
+    lost: dict[JobInfo, VmjobError] = {}
+    try:
+        batch.bring(jobs, kinds, here)
+    except TransferFailed as failure:  # one lacks a file: the others come without it
+        for number, job in enumerate(jobs):
+            if len(jobs) == 1 or number == len(lost) == _LOST:
+                raise failure from None
+            try:
+                batch.bring([job], kinds, here)
+            except TransferFailed as own:
+                lost[job] = own
+        if len(lost) == len(jobs):
+            raise failure from None
+    return lost
 
 
 def _take(job: JobInfo, here: Path, target: Path, reporter: Reporter) -> Fetched:
@@ -223,13 +251,18 @@ def _take(job: JobInfo, here: Path, target: Path, reporter: Reporter) -> Fetched
     try:
         with claim(target):
             document = _unpack(archive, target, reporter)
-            for kind, name in (("out", "stdout.txt"), ("err", "stderr.txt")):
-                # one of this name may be the job's own
-                if real_kind(target / name) is None or name not in document["outputs"]:
+            own = document["outputs"]
+            for kind, name in (("out", STDOUT), ("err", STDERR)):
+                # the job's own files may be called so, where an older vmjob ran it
+                if name in own or real_kind(target / name) == "folder":
+                    name = f"vmjob-{name}"
+                if name not in own and real_kind(target / name) != "folder":
                     (here / file_name(kind, job.id)).replace(target / name)
         return Fetched(job, document)
-    except (OutputMissing, OutputRefused, FolderBusy) as failure:
+    except VmjobError as failure:
         return Fetched(job, {}, failure)
+    except OSError as trouble:
+        return Fetched(job, {}, failure_from_os(trouble))
     finally:
         archive.unlink(missing_ok=True)
 
@@ -243,6 +276,9 @@ def _unpack(archive: Path, folder: Path, reporter: Reporter) -> dict[str, Any]:
     unpack_results(archive, folder, reporter)
     path = folder / "result.json"
     try:
+        if path.stat().st_size > _DOCUMENT:
+            raise OutputRefused(f"{path}: has more than {format_size(_DOCUMENT)}",
+                                "the job's node is at fault; submit again")
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except FileNotFoundError as missing:
         raise OutputMissing(f"{folder}: no result.json came back: a missing result is a failure",

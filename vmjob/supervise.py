@@ -8,7 +8,7 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob import compose
-from vmjob.errors import BootFailed, GuestError, GuestVanished, KernelPanic, SlotTooSmall, VmjobError, WalltimeOver
+from vmjob.errors import BootFailed, GuestError, GuestVanished, KernelPanic, QemuFailed, SlotTooSmall, VmjobError
 from vmjob.model import Image
 from vmjob.outcome import Run
 from vmjob.prepare import prepare
-from vmjob.slot.signals import PAUSE, STOP, Signals, interrupted
+from vmjob.slot.signals import PAUSE, STOP, Signals, interrupted, walltime_over
 from vmjob.units import format_size
 from vmjob.vm.cmdline import cpu_model
 
@@ -47,6 +47,7 @@ class Guest:
         self.this, self.image, self.folder, self.signals = this, image, folder, signals
         self.stopped: Optional[VmjobError] = None
         self._stop_by: Optional[float] = None
+        self._heard = 0  # signals to stop that the loop has acted upon
         self._stack = ExitStack()
         self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._machine: Optional[Machine] = None
@@ -104,6 +105,11 @@ class Guest:
         self._await(self._finished())
         self._end()
 
+    def check(self) -> Callable[[], None]:
+        """For what is done with the outputs of a guest that has ended: raises when that takes too long, too."""
+        self.signals.listener = lambda number: None
+        return self.signals.checker(self._heard, self.stopped, self._stop_by)
+
     # ------------------------------------------------------------ how
 
     def _start(self) -> None:
@@ -133,10 +139,10 @@ class Guest:
         limit, silence = compose.timeouts(self.this.boot)
         session = Session(self.this.reporter, self.folder / "console.log", silence)
         self._session, self.this.channel = session, session.channel
-        streams = await self._machine.streams()
+        self._spawn(self._watch_time())
+        streams = await session.unless_failed(self._machine.streams())
         session.attach(streams["ctrl"], streams["out"], streams["err"], streams["console"])
         self._spawn(self._watch(self._machine, session))
-        self._spawn(self._watch_time())
         self._spawn(self._watch_disk(session))
         self._spawn(Door(self._machine.listener("attach"), self._machine.listener("shell"), session).serve())
         await session.booted(limit)
@@ -156,8 +162,7 @@ class Guest:
         kept = min(GRACE, max(3.0, granted.walltime * 0.1))
         await asyncio.sleep(self.this.clock + granted.walltime - kept - time.monotonic())
         if not self.stopped:
-            self._cut_short(WalltimeOver("the walltime is over", "ask for more (resources.walltime, --walltime), "
-                                         "or do less in one job"))
+            self._cut_short(walltime_over())
 
     async def _watch_disk(self, session: Session) -> None:
         """What the guest writes to its disks grows files here; the slot's limit is for all of them."""
@@ -212,6 +217,7 @@ class Guest:
             self._loop.call_soon_threadsafe(self._signalled, number)
 
     def _signalled(self, number: int) -> None:
+        self._heard += number in STOP
         if number not in STOP:
             self._spawn(self._pause(number) if number in PAUSE else self._resume())
         elif self.stopped:
@@ -239,16 +245,24 @@ class Guest:
         session.wake()
 
     async def _pause(self, number: int) -> None:
-        if self._machine and self._session:
-            await self._machine.pause()
+        if self._machine and self._session and await self._told(self._machine.pause()):
             self._session.paused = self.this.paused = True
         if number == signal.SIGTSTP:
             os.kill(os.getpid(), signal.SIGSTOP)  # Ctrl-Z gives the terminal back, as with any program
 
     async def _resume(self) -> None:
-        if self._machine and self._session:
-            await self._machine.resume()
+        if self._machine and self._session and await self._told(self._machine.resume()):
             self._session.paused = self.this.paused = False
+
+    async def _told(self, command: Awaitable[None]) -> bool:
+        session = self._session
+        try:
+            await command
+        except QemuFailed as silent:
+            if session:
+                session.fail(silent)
+            return False
+        return True
 
     def _spawn(self, work: Any) -> None:
         assert self._loop
@@ -273,7 +287,8 @@ class Guest:
         if machine and loop and not loop.is_closed():
             for task in list(self._tasks):
                 task.cancel()
-            loop.run_until_complete(machine.stop(partial(self._ask, session) if session and ask else None))
+            asked = session if ask and session and session.may_hear else None
+            loop.run_until_complete(machine.stop(partial(self._ask, asked) if asked else None))
             if session:
                 loop.run_until_complete(session.close())
                 self.this.console_tail = session.console_tail

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from vmjob.payload import read_payload
 from vmjob.progress import Reporter
 from vmjob.result import Result
 from vmjob.slot import token
+from vmjob.slot.signals import Signals
 from vmjob.slotrun import SlotRun, slot_run
+from vmjob.stage import pack
 
 pytestmark = pytest.mark.unit
 
@@ -64,6 +67,31 @@ def test_pack_results(tmp_path: Path) -> None:
         assert archive.getmember("a/link").linkname == "../../etc/../passwd"
         assert archive.getmember("a/to-folder").issym()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r", "results.tar"]
+
+
+def test_packing_hears_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its patience is over at once here; what comes back is a result that says so."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slotrun, "PATIENCE", 0.0)
+
+    def run(this: Any, results: Path, announcer: Any, chirp: Any, signals: Signals) -> Result:
+        for number in range(10):
+            (results / str(number)).write_bytes(b"x" * 1000)
+        signals.listener = announcer.hurry
+        return keep_result(Result("j", "ok", 0, 0, outputs=("0",)), results)
+
+    def copied(archive: int, position: int, entry: Any, advance: Any) -> int:
+        if entry.name == "5":
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.sigtimedwait([], 60)  # which the timer ends
+        return append(archive, position, entry, advance)
+
+    append = pack._append
+    monkeypatch.setattr(pack, "_append", copied)
+    monkeypatch.setattr(slotrun, "_run", run)
+    result = slot_run(SlotRun(tmp_path, pack=tmp_path / "results.tar", scratch=tmp_path), Reporter())
+    assert result.failure_kind == "Interrupted" and result.status == 225
+    assert names(tmp_path / "results.tar") == ["result.json"]
 
 
 def test_outputs_that_cannot_be_packed_are_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

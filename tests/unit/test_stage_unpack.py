@@ -7,17 +7,28 @@ import io
 import os
 import random
 import shutil
+import signal
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 from typing import Any, Optional
 
 import pytest
 
-from vmjob.errors import OutputRefused, OutputTooLarge, ScratchFull, VmjobError
+from vmjob.errors import (
+    Interrupted,
+    OutputRefused,
+    OutputTooLarge,
+    ScratchFull,
+    SlotError,
+    VmjobError,
+    WalltimeOver,
+)
 from vmjob.progress import Reporter
+from vmjob.slot.signals import Signals
 from vmjob.stage import tar, unpack
-from vmjob.stage.archive import unpack_outputs
+from vmjob.stage.archive import Wanted, unpack_outputs
 
 pytestmark = pytest.mark.unit
 
@@ -366,3 +377,143 @@ def test_a_file_asked_for_twice_comes_as_a_link_to_itself(tmp_path: Path) -> Non
     assert take(path) == ("d/f",)
     assert (tmp_path / "out/d/f").read_bytes() == b"x"
     refused(disk(tmp_path, member("new", tarfile.LNKTYPE, link="new")), match="no output before it")
+
+
+# ---------------------------------------------------------------- what a job asked for, and how long it takes
+
+
+def test_only_what_was_asked_for(tmp_path: Path) -> None:
+    wanted = Wanted(["a*", "d/*.txt"])
+    path = disk(tmp_path, member("./", tarfile.DIRTYPE), member("./a1"), member("./a2/deep", data=b"x"),
+                member("d/1.txt"))
+    (tmp_path / "out").mkdir()
+    assert unpack_outputs(path, tmp_path / "out", GIB, Reporter(), wanted) == ("a1", "a2/deep", "d/1.txt")
+    assert wanted.missing == []
+    for evil in ("b", "d/x", "d", ".a", "a1/../b", "e/a1"):
+        path = disk(tmp_path, member("a1", data=b"new"), member(evil))
+        with pytest.raises(OutputRefused) as caught:
+            unpack_outputs(path, tmp_path / "out", GIB, Reporter(), Wanted(["a*", "d/*.txt"]))
+        assert caught.value.hint and (tmp_path / "out/a1").read_bytes() == b"", evil
+
+
+def test_an_empty_work_folder_is_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    wanted = Wanted([".", "x"])
+    path = disk(tmp_path, member("./", tarfile.DIRTYPE))
+    assert unpack_outputs(path, tmp_path / "out", GIB, Reporter(), wanted) == ()
+    assert wanted.missing == ["x"]
+
+
+def test_a_move_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half result is seen by nobody, and what was there before is there again."""
+    out = tmp_path / "out"
+    (out / "d").mkdir(parents=True)
+    (out / "b").write_text("old")
+    (out / "d/f").symlink_to("nowhere")
+    real, seen = Path.rename, list[str]()
+
+    def rename(this: Path, goal: Path) -> Path:
+        if goal.name == "z":
+            seen.extend(sorted(path.name for path in out.iterdir() if not path.name.startswith(".")))
+            raise OSError(errno.EIO, "Input/output error")
+        return real(this, goal)
+
+    monkeypatch.setattr(unpack, "_moves", lambda top, folder: [(top / name, folder / name) for name in
+                                                               ("a", "b", "d/f", "z")])
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(SlotError, match="Input/output"):
+        take(disk(tmp_path, *(member(name, data=b"new") for name in ("a", "b", "d/f", "z"))))
+    assert seen == ["a", "b", "d"]  # it was under way
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*")) == ["b", "d", "d/f"]
+    assert (out / "b").read_text() == "old" and (out / "d/f").is_symlink()
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
+def test_headers_together_are_bounded(tmp_path: Path, kind: bytes) -> None:
+    """Each is small enough; bodies are holes."""
+    info = tarfile.TarInfo("h")
+    info.type, info.size = kind, 2**20
+    with (tmp_path / "disk").open("wb") as file:
+        for number in range(70):
+            file.seek(number * (2**20 + 512))
+            file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(80 * 2**20)
+    refused(tmp_path / "disk", match="headers .* more than 64 MiB")
+
+
+def test_pax_records_are_bounded(tmp_path: Path) -> None:
+    """Each costs a microsecond: 150,000 fit into one header."""
+    refused(disk(tmp_path, pax_member({f"a{n}": "b" for n in range(1001)}), form=tarfile.PAX_FORMAT), match="records")
+    assert take(disk(tmp_path, pax_member({f"a{n}": "b" for n in range(900)}), form=tarfile.PAX_FORMAT)) == ("f",)
+
+
+def test_empty_headers_and_sparse_maps_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar, "MAX_HEADERS", 64 * 100)
+    for kind in (b"x", b"L", b"V"):
+        info = tarfile.TarInfo("h")
+        info.type = kind
+        (tmp_path / "disk").write_bytes(info.tobuf(tarfile.GNU_FORMAT) * 101 + bytes(1024))
+        refused(tmp_path / "disk", match="headers")
+    holes = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "0"}
+    maps = [pax_member(holes, b"0\n".ljust(512, b"\0"))] * 12
+    refused(disk(tmp_path, *maps, form=tarfile.PAX_FORMAT), match="headers")
+
+
+def test_names_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(disk(tmp_path, member("x" * 5000)), match="4096 bytes")
+    refused(disk(tmp_path, member("l", tarfile.SYMTYPE, link="x" * 5000)), match="4096 bytes")
+    monkeypatch.setattr(unpack, "MAX_NAMES", 20 * 400)
+    refused(disk(tmp_path, *(member(f"d/{n:0240d}") for n in range(40))), match="names of more than")
+
+
+@pytest.mark.parametrize("stopped", ["signal", "walltime"])
+def test_collect_can_be_stopped_at_every_header(tmp_path: Path, stopped: str) -> None:
+    """By a real signal, or a real timer, that came while the archive was read."""
+    headers = 0
+
+    def check() -> None:
+        nonlocal headers
+        headers += 1
+        if headers == 5:
+            if stopped == "signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                signals.limit(0)
+                while not signals.late:
+                    signal.sigtimedwait([], 0.01)
+        ends()
+
+    (tmp_path / "out").mkdir()
+    path = disk(tmp_path, *(member(f"f{n}", data=b"x") for n in range(100)))
+    with Signals() as signals:
+        signals.ignore()
+        ends = signals.checker(0)
+        with pytest.raises(Interrupted if stopped == "signal" else WalltimeOver):
+            unpack_outputs(path, tmp_path / "out", GIB, Reporter(), None, check)
+    assert headers == 5 and not list((tmp_path / "out").iterdir())
+
+
+def test_collect_can_be_stopped_within_a_member(tmp_path: Path) -> None:
+    path = disk(tmp_path, member("big", data=bytes(1000)), size=2**20)
+    (tmp_path / "out").mkdir()
+    asked = []
+
+    def check() -> None:
+        asked.append(len(list((tmp_path / "out").glob(".vmjob-unpack-*/new/*"))))
+
+    unpack_outputs(path, tmp_path / "out", GIB, Reporter(), None, check)
+    assert 1 in asked  # while the file was there, and not moved in
+
+
+def test_what_was_cut_short_before_has_until_its_moment() -> None:
+    reason = WalltimeOver("before")
+    with Signals() as signals:
+        signals.ignore()
+        signals.late = True
+        signals.checker(0, reason, time.monotonic() + 1000)()
+        with pytest.raises(WalltimeOver, match="before"):
+            signals.checker(0, reason, time.monotonic() - 1)()
+        signals.received.append(signal.SIGTERM)
+        signals.checker(1, reason, time.monotonic() + 1000)()  # that one was heard
+        with pytest.raises(WalltimeOver, match="before"):
+            signals.checker(0, reason, time.monotonic() + 1000)()

@@ -152,7 +152,7 @@ def test(args: argparse.Namespace) -> int:
     if args.out and not os.access(args.out.absolute().parent, os.W_OK):
         raise JobError(f"{args.out}: the outcome cannot be written there", "name another place: --out FILE")
     outcome = trying.test(args.image, manifest, methods, report.choose(json=args.json))
-    text = json.dumps(outcome.to_json(), indent=1, ensure_ascii=False)
+    text = json.dumps(outcome.to_json(), indent=1)
     if args.out:
         args.out.write_text(text + "\n", encoding="utf-8")
     if args.json:

@@ -16,6 +16,7 @@ from vmjob.cli import report
 from vmjob.cli.list_fetch import fetch
 from vmjob.endorsement import Endorser
 from vmjob.errors import EndorsementRefused, Interrupted, JobError, VmjobError
+from vmjob.escapes import shown
 from vmjob.image import subscriptions, trust
 from vmjob.image.imagelist import time_text
 from vmjob.image.store import Store
@@ -216,4 +217,4 @@ def _lines(one: dict[str, Any]) -> str:
              + (f"; {len(one['withdrawn'])} withdrawn" if one["withdrawn"] else "")]
     if one["trouble"]:
         lines.append(f"  not renewed on {time_text(one['checked'])}: {one['trouble']}")
-    return "\n".join("".join(c if c.isprintable() else "\ufffd" for c in line) for line in lines)
+    return "\n".join(map(shown, lines))

@@ -13,6 +13,7 @@ from vmjob import config
 from vmjob.cli import report
 from vmjob.endorsement import Endorsement
 from vmjob.errors import EndorsementRefused, ImageCorrupt
+from vmjob.escapes import shown
 from vmjob.image import endorse, imagelist, subscriptions, trust
 from vmjob.image.imagelist import ListedImage
 from vmjob.image.store import Store
@@ -79,10 +80,10 @@ def _list_lines(signed: SignedList, images: Sequence[tuple[ListedImage, str]], n
     from vmjob.cli.tables import table
 
     listing = signed.listing
-    lines = [_plain(f"{listing.title or listing.identifier}, version {listing.version} ({listing.identifier})"),
+    lines = [shown(f"{listing.title or listing.identifier}, version {listing.version} ({listing.identifier})"),
              f"signed by {signed.endorser.dn}", f"certified by {signed.endorser.ca}",
              f"valid until {imagelist.time_text(signed.expires)}; made {imagelist.time_text(listing.created)}"]
-    rows = [[_plain(image.title), image.manifest.digest[7:19] if image.manifest else f"sha512:{image.sha512[:12]}",
+    rows = [[shown(image.title), image.manifest.digest[7:19] if image.manifest else f"sha512:{image.sha512[:12]}",
              format_size(image.manifest.size if image.manifest else image.size), state,
              f"tested {imagelist.time_text(image.tested)[:10]}" if image.tested else "",
              "expired" if image.expires is not None and image.expires <= now else ""] for image, state in images]
@@ -136,13 +137,8 @@ def _show_image(args: argparse.Namespace, ca_dir: Path, now: float) -> int:
 
 def _endorsed(one: Endorsement) -> str:
     tested = f", tested {imagelist.time_text(one.tested)}" if one.tested else ""
-    return _plain(f"endorsed by {one.endorser.dn} (certified by {one.endorser.ca}) in the list {one.list}, version "
-                  f"{one.version}, until {imagelist.time_text(one.expires)}{tested}")
-
-
-def _plain(text: str) -> str:
-    """One line, which steers no terminal: an endorser's words."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return shown(f"endorsed by {one.endorser.dn} (certified by {one.endorser.ca}) in the list {one.list}, version "
+                 f"{one.version}, until {imagelist.time_text(one.expires)}{tested}")
 
 
 def _endorsement_json(one: Endorsement) -> dict[str, Any]:
@@ -163,7 +159,7 @@ def _show_file(path: Path, lists: Sequence[Path], args: argparse.Namespace, ca_d
         who = signed.endorser
         report.show(json.dumps({"file": str(path), "list": signed.listing.identifier, "endorser": who.dn, "ca": who.ca,
                                 "image": _image_json(image, "right")}) if args.json else
-                    _plain(f"{path}: {image.title}, endorsed by {who.dn} (certified by {who.ca}) in the list "
+                    shown(f"{path}: {image.title}, endorsed by {who.dn} (certified by {who.ca}) in the list "
                            f"{signed.listing.identifier}, until {until}") + f"\ntake it in: vmjob image import {path}")
         return 0
     raise EndorsementRefused(f"{path}: no list names a file with these bytes (sha512 {sha512[:16]}…)",

@@ -12,6 +12,7 @@ from typing import Any
 
 from vmjob import config
 from vmjob.cli import report
+from vmjob.escapes import shown
 from vmjob.model import Manifest
 from vmjob.units import format_size
 
@@ -110,7 +111,7 @@ def list_(args: argparse.Namespace) -> int:
         size = format_size(one.size)
         # a name means the image that was added last; the older ones are still there by their digest
         for name in sorted(named.get(one.digest, ["-"])):
-            print(f"{name:<20} {one.digest[7:19]}  {size:>9}  {boots:<12} {one.description}{state}".rstrip())
+            print(f"{name:<20} {one.digest[7:19]}  {size:>9}  {boots:<12} {shown(one.description)}{state}".rstrip())
     return 0
 
 

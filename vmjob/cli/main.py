@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn, Optional
 
 from vmjob.errors import JobError, VmjobError
+from vmjob.escapes import shown
 
 _EXAMPLES = """\
 the first minutes:
@@ -75,7 +76,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         args = parser(words[0]).parse_args(words)
         args.command = command
         _logging(getattr(args, "verbose", 0))
-        with Signals():  # a signal is an error like any other: what was begun is undone
+        from vmjob.cli.report import Tame
+
+        # strangers' names are shown escaped, whoever prints them; a signal is an error like any other: what was begun
+        # is undone
+        with contextlib.redirect_stdout(Tame(sys.stdout)), Signals():
             status: int = args.handler(args)
         sys.stdout.flush()
         return status
@@ -118,7 +123,15 @@ def _logging(verbose: int) -> None:
     import logging
 
     level = logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="vmjob: %(message)s", stream=sys.stderr)
+    class Tame(logging.Formatter):
+        """Some of what is logged are names of strangers."""
+
+        def formatMessage(self, record: logging.LogRecord) -> str:
+            return shown(super().formatMessage(record))
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Tame("vmjob: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("qemu").setLevel(logging.CRITICAL if verbose < 3 else logging.DEBUG)
 
 

@@ -7,8 +7,9 @@ import os
 import sys
 import threading
 import time
-from typing import Any, Optional
+from typing import Any, Optional, TextIO
 
+from vmjob.escapes import shown
 from vmjob.progress import Bar, Reporter
 from vmjob.units import format_duration
 
@@ -114,7 +115,8 @@ class TerminalReporter(PlainReporter):
 
     def bar(self, name: str, total: Optional[float], unit: str = "B") -> Bar:
         self._clear()
-        return _TqdmBar(desc=f"vmjob: {name}", total=total, unit=unit, unit_scale=True, unit_divisor=1024, delay=1)
+        return _TqdmBar(desc=f"vmjob: {shown(name)}", total=total, unit=unit, unit_scale=True, unit_divisor=1024,
+                        delay=1)
 
     def _clear(self) -> None:
         with self._lock:
@@ -143,19 +145,31 @@ def choose(quiet: bool = False, json: bool = False) -> Reporter:
     return TerminalReporter() if sys.stderr.isatty() else PlainReporter()
 
 
+class Tame:
+    """A text stream on which strangers' names cannot steer a terminal, whoever prints them. Programs' own output does
+    not come this way (``write_all``)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(shown(text, keep="\n\t"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def say(text: str) -> None:
     """A line of ours among the program's output, and those below it that are indented by two spaces; strangers' names
     in it cannot steer a terminal."""
-    lines = "\nvmjob:   ".join("".join(c if c.isprintable() else chr(0xfffd) for c in line)
-                               for line in text.split("\n  "))
+    lines = "\nvmjob:   ".join(map(shown, text.split("\n  ")))
     with contextlib.suppress(OSError):  # nobody listens any more: the run and its status go on
         print(f"vmjob: {lines}", file=sys.stderr, flush=True)
 
 
 def tame(data: bytes) -> bytes:
     """A guest's output made fit for a terminal: lines and tabs stay, what would steer it does not."""
-    text = data.decode(errors="replace")
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text).encode()
+    return shown(data, keep="\n\t").encode()
 
 
 def show(text: str) -> None:

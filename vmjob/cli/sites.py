@@ -117,9 +117,9 @@ def _document(shown: Sequence[Known], answer: Found) -> dict[str, Any]:
 
 
 def _tell(text: str) -> None:
-    from vmjob.cli.report import show, tame
+    from vmjob.cli.report import show
 
-    show(tame(text.encode(errors="replace")).decode())
+    show(text)
 
 
 # ---------------------------------------------------------------- for people

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from vmjob.cli import report
 from vmjob.cli.jobs import job_of
 from vmjob.errors import ImageMissing, JobError
+from vmjob.escapes import shown
 from vmjob.site_errors import NoSiteFits
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _lines(one: Match, first: bool) -> list[str]:
     head = f"{one.site}  {one.element.url}  {queue}{fits}"
     marks = [("-" if not each.good else "+" if each.sure else "?", each.text) for each in one.reasons]
     marks.sort(key=lambda each: "-+?".index(each[0]))
-    return [_tame(head), *(_tame(f"  {mark} {text}") for mark, text in marks)]
+    return [shown(head), *(shown(f"  {mark} {text}") for mark, text in marks)]
 
 
 def _document(one: Match) -> dict[str, Any]:
@@ -125,8 +126,6 @@ def _document(one: Match) -> dict[str, Any]:
             "reasons": [asdict(each) for each in one.reasons]}
 
 
-def _tame(text: str) -> str:
-    return report.tame(text.encode(errors="replace")).decode()
 
 
 # ---------------------------------------------------------------- vmjob submit

@@ -8,20 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from vmjob.batch.jobs import ENDED, Cluster, JobInfo, State
+from vmjob.escapes import shown
 from vmjob.units import format_duration, format_size
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they must be; a column without any value is left out."""
+    """Columns as wide as they must be; a column without any value is left out. Some values come from guests and sites:
+    they are shown escaped."""
     kept = [at for at in range(len(head)) if any(row[at] for row in rows)]
-    lines = [[head[at] for at in kept], *[[_clean(row[at]) for at in kept] for row in rows]]
+    lines = [[head[at] for at in kept], *[[shown(row[at]) for at in kept] for row in rows]]
     widths = [max(len(line[at]) for line in lines) for at in range(len(kept))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
-
-
-def _clean(text: str) -> str:
-    """Some of it comes from guests and sites: it cannot steer a terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def clusters(found: Sequence[Cluster]) -> str:
@@ -37,7 +34,7 @@ def clusters(found: Sequence[Cluster]) -> str:
         held = [job for job in cluster.jobs if job.state is State.HELD]
         for reason in dict.fromkeys(job.reason for job in held):
             same = [job for job in held if job.reason == reason]
-            why.append(f"{same[0].id}{f' and {len(same) - 1} more' if same[1:] else ''}: held: {reason}")
+            why.append(f"{same[0].id}{f' and {len(same) - 1} more' if same[1:] else ''}: held: {shown(reason)}")
     return "\n".join([table(["ID", "NAME", "JOBS", "STATES", "SUBMITTED"], rows), *why])
 
 
@@ -50,7 +47,7 @@ def jobs(found: Sequence[JobInfo], waiting: int) -> str:
         lines.append(f"and {waiting} more that wait to be made (late materialisation)")
     for job in found:
         if job.reason and (job.state is State.HELD or job.failure):
-            lines.append(f"{job.id}: {job.reason}")
+            lines.append(f"{job.id}: {shown(job.reason)}")
     return "\n".join(lines)
 
 

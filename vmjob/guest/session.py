@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Optional
+from typing import Optional, TypeVar
 
 from vmjob.errors import AgentFailed, BootFailed, GuestHung, GuestVanished, HostError, KernelPanic, VmjobError
 from vmjob.guest.channel import Channel, State, clean
@@ -22,6 +22,7 @@ from vmjob.progress import Reporter
 _CONSOLE_CAP = 4 * 2**20  # a guest can print for ever; its log may not grow for ever
 _TAIL = 16 * 1024
 _FROZEN = 3.0  # seconds; a wait of one second that takes this long means that the batch system froze the slot
+T = TypeVar("T")
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _NO_PCI = b"PCI: Fatal: No config space access"  # every kernel says so on microvm, and it would read as the cause
 _PANIC = b"Kernel panic - not syncing"
@@ -77,6 +78,21 @@ class Session:
             if self.paused:
                 deadline += time.monotonic() - before
 
+    async def unless_failed(self, work: Awaitable[T]) -> T:
+        """The outcome of ``work``, or what ``fail`` was told meanwhile: then ``work`` is given up."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                news = asyncio.ensure_future(self._news.wait())
+                await asyncio.wait({task, news}, return_when=asyncio.FIRST_COMPLETED)
+                news.cancel()
+                self._news.clear()
+                if self._failure is not None:
+                    raise self._failure
+            return task.result()
+        finally:
+            task.cancel()
+
     async def send(self, lines: bytes) -> None:
         """Send lines to the agent. Where nobody is left to hear them, the waits say so."""
         if self._writer is None:
@@ -122,6 +138,11 @@ class Session:
         """End every wait with ``failure``; the first one stands."""
         self._failure = self._failure or failure
         self._news.set()
+
+    @property
+    def may_hear(self) -> bool:
+        """Has the job begun, so that the guest ends by itself when it is asked to, or soon?"""
+        return self.channel.state >= State.STARTED
 
     def wake(self) -> None:
         """Have the waits ask ``until`` again."""

@@ -2,5 +2,6 @@
 
 from vmjob.stage.pack import pack_inputs
 from vmjob.stage.unpack import unpack_outputs, unpack_results
+from vmjob.stage.wanted import Wanted
 
-__all__ = ["pack_inputs", "unpack_outputs", "unpack_results"]
+__all__ = ["Wanted", "pack_inputs", "unpack_outputs", "unpack_results"]

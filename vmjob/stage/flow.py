@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Optional, Protocol, Union
 
 from vmjob.errors import VmjobError
+from vmjob.escapes import shown
 from vmjob.stage.patience import PATIENCE as PATIENCE
 from vmjob.stage.patience import Patience as Patience
 from vmjob.units import format_size
@@ -28,7 +29,7 @@ class Failed(Exception):
 
     def __init__(self, why: str, *, final: bool = False, broken: bool = False, after: float = 0, left: bool = False,
                  changed: bool = False, denied: bool = False) -> None:
-        super().__init__("".join(c if c.isprintable() else "\ufffd" for c in why))
+        super().__init__(shown(why))
         self.final = final or broken or changed
         self.broken, self.after, self.left, self.changed, self.denied = broken, after, left, changed, denied
 

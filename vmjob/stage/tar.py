@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Optional
 
 from vmjob.errors import OutputRefused
+from vmjob.escapes import brief
+from vmjob.stage.pax import GLOBAL, HINT, Pax, decimal
 
 BLOCK = 512
 MAX_HEADER = 2**20  # bytes of one long name or one set of pax records
+MAX_HEADERS = 64 * 2**20  # of all of them, and of all sparse maps, together
+_EACH = 64  # what a header counts for beside its bytes: an archive of empty headers has no members to be counted
+MAX_NAME = 4096  # bytes; no system call takes more
 MAX_MAP = 8 * 2**20
 MAX_PIECES = 200_000
 _KINDS = {b"0": "file", b"\0": "file", b"7": "file", b"1": "hardlink", b"2": "symlink", b"5": "folder", b"S": "file",
           b"3": "device", b"4": "device", b"6": "fifo"}
-_HINT = "the guest wrote something else than a plain tar archive on its output disk"
 
 
 @dataclass(frozen=True)
@@ -52,45 +56,40 @@ class _Header:
     at: int  # where its data begin
 
 
-def read_members(archive: int, end: int) -> Iterator[Member]:
+def read_members(archive: int, end: int, check: Callable[[], None] = lambda: None) -> Iterator[Member]:
     """The members of the archive at the start of the open file ``archive``, which has ``end`` bytes.
 
-    Memory stays bounded whatever the archive says. Raises OutputRefused for what is no whole archive.
+    Memory and work stay bounded whatever the archive says; ``check`` is called at every header, and what it raises ends
+    it. Raises OutputRefused for what is no whole archive.
     """
-    position, extra, long_name, long_link = 0, _Pax(), "", ""
-    everywhere: dict[str, str] = {}
+    position, before = 0, _Before()
     while True:
+        check()
         block = _take(archive, position, BLOCK, end, "the archive ends in the middle")
         if not block.strip(b"\0"):
             return
         header = _parse(block, position + BLOCK)
         if header.type in b"xgLK":
             if header.size > MAX_HEADER:
-                raise OutputRefused(f"a header of the output archive is {header.size} bytes long", _HINT)
-            data = _take(archive, header.at, header.size, end, "a header is cut off")
-            if header.type == b"x":
-                extra = _Pax.parse(data)
-            elif header.type == b"g":
-                everywhere.update((key, value) for key, value in _Pax.parse(data).values.items() if key in _GLOBAL)
-            elif header.type == b"L":
-                long_name = _text(data)
-            else:
-                long_link = _text(data)
+                raise OutputRefused(f"a header of the output archive is {header.size} bytes long", HINT)
+            before.count(_EACH + header.size)
+            before.take(header.type, _take(archive, header.at, header.size, end, "a header is cut off"))
             position = _next(header.at, header.size)
             continue
-        header = _extended(header, long_name, long_link, {**everywhere, **extra.values})
+        header = _extended(header, before.name, before.link, {**before.everywhere, **before.pax.values})
         if header.at + header.size > end:
-            raise OutputRefused(f"{header.name}: the output archive ends before this member does", _HINT)
-        position, member = _member(archive, header, extra, end)
+            raise OutputRefused(f"{brief(header.name)}: the output archive ends before this member does", HINT)
+        position, member, used = _member(archive, header, before.pax, end)
+        before.count(used)
         if member is not None:
             yield member
-        extra, long_name, long_link = _Pax(), "", ""
+        before.next()
 
 
 def _take(archive: int, start: int, length: int, end: int, trouble: str) -> bytes:
     data = os.pread(archive, length, start) if start + length <= end else b""
     if len(data) != length:
-        raise OutputRefused(f"the output archive is broken at byte {start}: {trouble}", _HINT)
+        raise OutputRefused(f"the output archive is broken at byte {start}: {trouble}", HINT)
     return data
 
 
@@ -108,7 +107,7 @@ def _number(digits: bytes, what: str) -> int:
         return int.from_bytes(digits[1:], "big")
     digits = digits.split(b"\0", 1)[0].strip(b" ")
     if digits.strip(b"01234567"):
-        raise OutputRefused(f"the output archive holds {digits[:20]!r} as the {what} of a member", _HINT)
+        raise OutputRefused(f"the output archive holds {digits[:20]!r} as the {what} of a member", HINT)
     return int(digits or b"0", 8)
 
 
@@ -116,7 +115,7 @@ def _parse(block: bytes, at: int) -> _Header:
     total, told = sum(block) - sum(block[148:156]) + 8 * 32, _number(block[148:156], "checksum")
     # some old tars add the bytes up as signed numbers
     if told != total and told != total - 256 * sum(byte > 127 for byte in block[:148] + block[156:]):
-        raise OutputRefused(f"there is no tar archive at byte {at - BLOCK} of the output disk (checksum)", _HINT)
+        raise OutputRefused(f"there is no tar archive at byte {at - BLOCK} of the output disk (checksum)", HINT)
     name = _text(block[:100])
     if block[257:263] == b"ustar\0" and block[345] and block[156:157] not in b"xgLK":
         name = f"{_text(block[345:500])}/{name}"
@@ -131,60 +130,53 @@ def _time(digits: bytes) -> float:
         return 0.0
 
 
-_GLOBAL = ("path", "linkpath", "size", "mtime")
+@dataclass
+class _Before:
+    """What came before a member: the extension headers that are its own, and those for all."""
 
+    pax: Pax = field(default_factory=Pax)
+    name: str = ""
+    link: str = ""
+    everywhere: dict[str, str] = field(default_factory=dict)
+    size: int = 0  # of all headers so far
 
-@dataclass(frozen=True)
-class _Pax:
-    """Records of a pax header; ``map`` gathers GNU's repeated offset and numbytes pairs (sparse 0.0)."""
+    def count(self, more: int) -> None:
+        self.size += more
+        if self.size > MAX_HEADERS:
+            raise OutputRefused(f"the headers of the output archive have more than {MAX_HEADERS >> 20} MiB", HINT)
 
-    values: dict[str, str] = field(default_factory=dict)
-    map: tuple[int, ...] = ()
+    def take(self, kind: bytes, data: bytes) -> None:
+        if kind == b"x":
+            self.pax = Pax.parse(data)
+        elif kind == b"g":
+            self.everywhere.update(item for item in Pax.parse(data).values.items() if item[0] in GLOBAL)
+        elif kind == b"L":
+            self.name = _text(data)
+        else:
+            self.link = _text(data)
 
-    @classmethod
-    def parse(cls, data: bytes) -> _Pax:
-        values: dict[str, str] = {}
-        pairs: list[int] = []
-        start = 0
-        while start < len(data) and data[start]:
-            space = data.find(b" ", start, start + 12)
-            digits = data[start:space] if space > 0 else b""
-            length = int(digits) if digits.isdigit() else 0
-            record = data[space + 1:start + length]
-            key, equals, value = record.partition(b"=")
-            if length < 5 or not equals or record[-1:] != b"\n" or start + length > len(data):
-                raise OutputRefused("the output archive has a pax header that cannot be read", _HINT)
-            name = os.fsdecode(key)
-            if name in ("GNU.sparse.offset", "GNU.sparse.numbytes"):
-                pairs.append(_decimal(value[:-1], name))
-            elif name in _GLOBAL or name.startswith("GNU.sparse."):
-                values[name] = os.fsdecode(value[:-1])
-            start += length
-        return cls(values, tuple(pairs))
-
-
-def _decimal(text: bytes, what: str) -> int:
-    if not text.isdigit() or len(text) > 19:
-        raise OutputRefused(f"the output archive holds {text[:20]!r} as {what}", _HINT)
-    return int(text)
+    def next(self) -> None:
+        self.pax, self.name, self.link = Pax(), "", ""
 
 
 def _extended(header: _Header, long_name: str, long_link: str, pax: dict[str, str]) -> _Header:
     name = pax.get("GNU.sparse.name") or pax.get("path") or long_name or header.name
     link = pax.get("linkpath") or long_link or header.link
-    size = _decimal(os.fsencode(pax["size"]), "size") if "size" in pax else header.size
+    size = decimal(os.fsencode(pax["size"]), "size") if "size" in pax else header.size
     stamp = re.match(r"[0-9]{1,10}(\.[0-9]{1,9})?\Z", pax.get("mtime", ""), re.A)
     mtime = min(float(stamp.group()), 2.0**33) if stamp else header.mtime
     if "\0" in name or "\0" in link:
-        raise OutputRefused("a name in the output archive holds a NUL byte", _HINT)
+        raise OutputRefused("a name in the output archive holds a NUL byte", HINT)
+    if len(os.fsencode(name)) > MAX_NAME or len(os.fsencode(link)) > MAX_NAME:
+        raise OutputRefused(f"{brief(name)}: a name in the output archive has more than {MAX_NAME} bytes", HINT)
     return replace(header, name=name, link=link, size=size, mtime=mtime)
 
 
-def _member(archive: int, header: _Header, extra: _Pax, end: int) -> tuple[int, Optional[Member]]:
-    """Where the next header is, and the member (None for a volume label)."""
+def _member(archive: int, header: _Header, extra: Pax, end: int) -> tuple[int, Optional[Member], int]:
+    """Where the next header is, the member (None for a volume label), and what its sparse map counts for."""
     kind = _KINDS.get(header.type, "")
     if header.type == b"V":
-        return _next(header.at, header.size), None
+        return _next(header.at, header.size), None, _EACH
     if not kind:
         raise OutputRefused(f"{header.name}: the output archive has a member of type {header.type!r}",
                             "only files, folders and links can come back")
@@ -200,9 +192,10 @@ def _member(archive: int, header: _Header, extra: _Pax, end: int) -> tuple[int, 
         size, data, spots = _pax_sparse(archive, header, extra, end)
     pieces = ((0, data, size),) if spots is None else _pieces(header.name, spots, data, size, behind)
     if behind > end:
-        raise OutputRefused(f"{header.name}: the output archive ends before this member does", _HINT)
-    return behind, Member(header.name, kind, _number(header.block[100:108], "mode") & 0o777, header.mtime, size,
-                          header.link, tuple(piece for piece in pieces if piece[2]))
+        raise OutputRefused(f"{header.name}: the output archive ends before this member does", HINT)
+    member = Member(header.name, kind, _number(header.block[100:108], "mode") & 0o777, header.mtime, size, header.link,
+                    tuple(piece for piece in pieces if piece[2]))
+    return behind, member, data - header.at
 
 
 def _pieces(name: str, spots: list[int], data: int, size: int, behind: int) -> tuple[tuple[int, int, int], ...]:
@@ -210,7 +203,7 @@ def _pieces(name: str, spots: list[int], data: int, size: int, behind: int) -> t
     pieces, last = [], 0
     for offset, length in zip(spots[::2], spots[1::2]):
         if offset < last or offset + length > size or data + length > behind:
-            raise OutputRefused(f"{name}: its sparse map does not fit its size", _HINT)
+            raise OutputRefused(f"{name}: its sparse map does not fit its size", HINT)
         pieces.append((offset, data, length))
         data, last = data + length, offset + length
     return tuple(pieces)
@@ -242,20 +235,20 @@ def _few(name: str, count: int) -> None:
                             "write the file without holes, or pack it in the job")
 
 
-def _pax_sparse(archive: int, header: _Header, extra: _Pax, end: int) -> tuple[int, int, Optional[list[int]]]:
+def _pax_sparse(archive: int, header: _Header, extra: Pax, end: int) -> tuple[int, int, Optional[list[int]]]:
     """Size, start of the data and sparse map of a file, which in most archives is just a file."""
     pax = extra.values
     numbers = [value for key, value in pax.items() if key in ("GNU.sparse.size", "GNU.sparse.realsize")]
-    size = _decimal(os.fsencode(numbers[-1]), "size") if numbers else header.size
+    size = decimal(os.fsencode(numbers[-1]), "size") if numbers else header.size
     if pax.get("GNU.sparse.major") == "1":
         if pax.get("GNU.sparse.minor", "0") != "0" or not numbers:
-            raise OutputRefused(f"{header.name}: a kind of sparse file that is not known here", _HINT)
+            raise OutputRefused(f"{header.name}: a kind of sparse file that is not known here", HINT)
         spots, used = _map_1_0(archive, header, end)
         return size, header.at + used, spots
     if "GNU.sparse.map" in pax:
         text = os.fsencode(pax["GNU.sparse.map"])
         _few(header.name, text.count(b",") + 1)
-        return size, header.at, [_decimal(one, "sparse map") for one in text.split(b",") if text]
+        return size, header.at, [decimal(one, "sparse map") for one in text.split(b",") if text]
     if extra.map:
         _few(header.name, len(extra.map))
         return size, header.at, list(extra.map)
@@ -268,13 +261,13 @@ def _map_1_0(archive: int, header: _Header, end: int) -> tuple[list[int], int]:
     lines: list[bytes] = []
     while len(lines) < need:
         if used >= min(MAX_MAP, header.size) or len(text) > 20:
-            raise OutputRefused(f"{header.name}: its sparse map has no end", _HINT)
+            raise OutputRefused(f"{header.name}: its sparse map has no end", HINT)
         text += _take(archive, header.at + used, BLOCK, end, "a sparse map is cut off")
         used += BLOCK
         *whole, text = text.split(b"\n")
         lines += whole
         if lines:
-            count = _decimal(lines[0], "sparse map")
+            count = decimal(lines[0], "sparse map")
             _few(header.name, 2 * count)
             need = 1 + 2 * count
-    return [_decimal(line, "sparse map") for line in lines[1:need]], used
+    return [decimal(line, "sparse map") for line in lines[1:need]], used

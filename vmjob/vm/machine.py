@@ -36,6 +36,9 @@ log = logging.getLogger("vmjob.machine")
 STREAMS = ("ctrl", "out", "err", "console")
 # Seconds each rung of the stop ladder may take.
 RUNGS = {"agent": 10.0, "acpi": 5.0, "quit": 3.0, "sigterm": 3.0, "sigkill": 5.0}
+CONNECTED = 30.0  # seconds in which QEMU must have connected all sockets and greeted: it does so before it boots
+_ANSWER = 10.0  # for its reply to a command
+_MUTE = "the node is overloaded, or its QEMU is broken: see vmjob doctor; another node may do"
 _BUFFER = 1 << 20
 
 
@@ -83,16 +86,24 @@ class Machine:
 
     async def streams(self) -> dict[str, Streams]:
         """The four streams of the guest (see STREAMS), each as (reader, writer); the caller closes the
-        writers. The control connection is made as well. Raises QemuFailed when QEMU dies meanwhile."""
+        writers. The control connection is made as well. Raises QemuFailed when QEMU dies meanwhile, or says nothing
+        for CONNECTED seconds."""
+        import asyncio
+
+        try:
+            return dict(zip(STREAMS, await asyncio.wait_for(self._connect_all(), CONNECTED)))
+        except asyncio.TimeoutError as silent:
+            raise QemuFailed(f"QEMU said nothing on its control socket for {CONNECTED:.0f} s", _MUTE) from silent
+
+    async def _connect_all(self) -> list[Streams]:
         import asyncio
 
         control = asyncio.ensure_future(self._connect_qmp())
         try:
-            pairs = await asyncio.gather(*map(self.accept, STREAMS))
-            await control
+            pairs = asyncio.gather(*map(self.accept, STREAMS))
+            return (await asyncio.gather(pairs, control))[0]
         finally:
             control.cancel()
-        return dict(zip(STREAMS, pairs))
 
     async def accept(self, name: str) -> Streams:
         """One of the streams. Raises QemuFailed."""
@@ -126,6 +137,9 @@ class Machine:
             await qmp.connect(connection)
         except QMPError as error:
             raise self.failure() or QemuFailed(f"QEMU's control socket failed: {error}", "see vmjob doctor") from error
+        except asyncio.CancelledError:  # nobody waits for it any longer
+            connection.close()
+            raise
         self._qmp = qmp
         self._listening = asyncio.ensure_future(self._listen(qmp))
 
@@ -202,11 +216,17 @@ class Machine:
     # ------------------------------------------------------------ what it is told
 
     async def pause(self) -> None:
-        """Stop the guest's CPUs; nothing happens when QEMU has ended."""
-        await self._execute("stop")
+        """Stop the guest's CPUs; nothing happens when QEMU has ended. Raises QemuFailed when it does not answer."""
+        await self._command("stop")
 
     async def resume(self) -> None:
-        await self._execute("cont")
+        """Let the guest's CPUs run on; as ``pause``."""
+        await self._command("cont")
+
+    async def _command(self, command: str) -> None:
+        if not await self._execute(command, _ANSWER) and self._qmp and not self.qemu.reap() and not self._closing():
+            raise QemuFailed(f"QEMU did not answer '{command}' on its control socket within {_ANSWER:.0f} s",
+                             _MUTE)
 
     async def quit(self) -> None:
         """End QEMU at once, when the guest has said and written all. ``stop`` still comes after it.
@@ -274,7 +294,7 @@ class Machine:
         qmp, self._qmp = self._qmp, None
         if qmp:
             with suppress(Exception):  # it repeats whatever ended the connection, which is over anyway
-                await qmp.disconnect()
+                await asyncio.wait_for(qmp.disconnect(), RUNGS["quit"])
         tasks = [task for task in (self._listening, self._gone) if task]
         for task in tasks:
             task.cancel()

@@ -1,0 +1,1 @@
+"""A QEMU whose guest is hostile, and guests for it."""
