@@ -17,6 +17,7 @@ from typing import Any, Optional
 from vmjob import config, errors
 from vmjob.errors import GuestError, VmjobError
 from vmjob.files import remove_tree
+from vmjob.machinetext import lines, read
 from vmjob.pool_errors import NameTaken, PoolError
 
 FILE = "glideins.jsonl"
@@ -82,10 +83,10 @@ class Logbook:
     def read(self) -> list[Ended]:
         """The lines, oldest first."""
         try:
-            lines = (self.folder / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+            text = read(self.folder / FILE)
         except FileNotFoundError:
             return []
-        found = [_parsed(line) for line in lines]
+        found = [_parsed(line) for line in lines(text)]
         return [one for one in found if one and one.target == self.target]
 
     def add(self, one: Ended) -> None:
@@ -98,9 +99,9 @@ class Logbook:
             short = replace(one, message=one.message[:_TEXT], hint=one.hint[:_TEXT])
             file.write(json.dumps(asdict(short)).encode() + b"\n")
         if path.stat().st_size > _LARGE:
-            kept = path.read_bytes().splitlines(keepends=True)[-_LINES:]
+            kept = lines(read(path))[-_LINES:]
             fresh = path.with_suffix(".new")
-            fresh.write_bytes(b"".join(kept))
+            fresh.write_text("".join(f"{line}\n" for line in kept))
             fresh.replace(path)
 
     def folder_of(self, number: str) -> Path:

@@ -13,6 +13,7 @@ from typing import Optional
 
 from vmjob import config, process
 from vmjob.errors import VmjobError
+from vmjob.machinetext import is_number
 from vmjob.node import snippets, spools, udev
 from vmjob.units import format_size
 from vmjob.vm import doctor, faults
@@ -130,7 +131,7 @@ def _passt() -> Iterator[Check]:
 
 def _first_line(argv: list[str]) -> str:
     try:
-        lines = process.run(argv, check=False, timeout=10).stdout.decode(errors="replace").splitlines()
+        lines = process.run(argv, check=False, timeout=10).stdout.decode(errors="replace").split("\n")
     except VmjobError:
         lines = []
     return lines[0].strip() if lines else ""
@@ -219,11 +220,11 @@ def _certificates(place: Path, needed: bool) -> Iterator[Check]:
     for path in sorted(place.glob("*")) if place.is_dir() else ():
         kind = path.suffix[1:2]
         try:
-            if path.suffix == ".pem" or kind.isdigit():
+            if path.suffix == ".pem" or is_number(kind):
                 for der in x509.certificates_of_pem(_bytes(path)):
                     one = x509.certificate(der)
                     ends[one.subject] = max(one.expires, ends.get(one.subject, 0.0))
-            elif kind == "r" and path.suffix[2:].isdigit():
+            elif kind == "r" and is_number(path.suffix[2:]):
                 lists[path.name] = x509.crl_expires(_bytes(path))
         except (ValueError, IndexError, TypeError, OSError):
             broken.append(path.name)

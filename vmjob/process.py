@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, NoReturn, Optional, Union
 
 from vmjob.errors import CommandFailed, CommandMissing
+from vmjob.machinetext import last_line
 
 log = logging.getLogger("vmjob.process")
 
@@ -75,7 +76,7 @@ def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[M
         raise CommandFailed(f"{words[0]} did not end within {timeout:.0f} s", hint) from slow
     if check and done.returncode:
         tail = (done.stderr or done.stdout).decode(errors="replace").strip()[-2000:]
-        last = tail.splitlines()[-1] if tail else "it printed nothing"
+        last = last_line(tail, "it printed nothing")
         raise CommandFailed(f"{Path(words[0]).name} ended with status {done.returncode}: {last}", hint,
                             output=tail, returncode=done.returncode)
     return done

@@ -12,6 +12,7 @@ from pathlib import Path
 from vmjob import process
 from vmjob.errors import EndorsementRefused
 from vmjob.image import x509
+from vmjob.machinetext import lines, read
 
 _TIMEOUT = 120
 MOST = 20  # certificates in a message
@@ -83,12 +84,12 @@ def _not_revoked(one: x509.Certificate, ca_dir: Path, now: float, spare: Path) -
 
 def _may_certify(one: x509.Certificate, policy: Path) -> None:
     try:
-        text = policy.read_text(errors="replace")
+        text = read(policy)
     except OSError as unreadable:
         raise EndorsementRefused(f"{policy}: cannot be read: {unreadable.strerror}",
                                  "make it readable for everybody") from unreadable
     issuer = ""
-    for line in text.splitlines():
+    for line in lines(text):
         words = re.match(r"\s*(access_id_CA|cond_subjects)\s+\S+\s+(.+?)\s*$", line)
         if words and words.group(1) == "access_id_CA":
             issuer = words.group(2).strip("'\"")

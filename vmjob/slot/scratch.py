@@ -18,6 +18,7 @@ from typing import Optional
 
 from vmjob.errors import FolderBusy, ScratchFull, SlotError
 from vmjob.files import FULL, real_kind, remove_tree
+from vmjob.machinetext import is_number
 from vmjob.units import format_size
 
 log = logging.getLogger("vmjob.slot")
@@ -166,7 +167,7 @@ def _claimed(folder: Path, path: Path) -> int:
         if try_lock(handle) is False:
             holder = os.pread(handle, 32, 0).decode(errors="replace").strip()
             os.close(handle)
-            who = f"process {holder}" if holder.isdigit() else "another process"
+            who = f"process {holder}" if is_number(holder) else "another process"
             raise FolderBusy(f"{folder}: {who} is running a job in this folder",
                              "wait for it, or give this run a folder of its own")
         try:

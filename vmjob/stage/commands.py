@@ -20,6 +20,7 @@ from typing import IO, Optional
 
 from vmjob import process
 from vmjob.errors import CommandMissing
+from vmjob.machinetext import last_line
 from vmjob.stage import credentials
 from vmjob.stage.flow import Failed
 from vmjob.stage.patience import Patience
@@ -244,8 +245,8 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def _complaint(child: subprocess.Popen[bytes], status: int, said: IO[bytes], left: int) -> Failed:
     """What the program said of its failure."""
     said.seek(0)
-    lines = [line.strip() for line in said.read(2**16).decode(errors="replace").splitlines() if line.strip()]
-    text = re.sub(r"^.*\[(ERROR|FATAL)\] (Server responded with an error: )?", "", lines[-1] if lines else "")
+    last = last_line(said.read(2**16).decode(errors="replace"))
+    text = re.sub(r"^.*\[(ERROR|FATAL)\] (Server responded with an error: )?", "", last)
     text = "".join(c for c in text if c.isprintable())[:300]
     assert isinstance(child.args, list)
     name = Path(str(child.args[0])).name

@@ -20,6 +20,7 @@ from urllib.parse import urljoin
 from weakref import WeakSet
 
 from vmjob import config
+from vmjob.machinetext import is_number
 from vmjob.stage import credentials, roads
 from vmjob.stage.addresses import Origin, origin
 from vmjob.stage.flow import Failed, explain
@@ -185,7 +186,7 @@ class Web:
         if status not in _AGAIN:
             return Failed(text, final=True, denied=status in (401, 403))
         after = answer.headers.get("Retry-After", "")
-        return Failed(text, after=min(float(after), self.patience.retry_after) if after.isdecimal() else 0)
+        return Failed(text, after=min(float(after), self.patience.retry_after) if is_number(after) else 0)
 
 
 def trust(client: Optional[Path] = None) -> ssl.SSLContext:

@@ -19,6 +19,7 @@ from typing import Any, Callable, Optional
 
 from vmjob import config, process
 from vmjob.errors import KvmUnavailable, QemuMissing
+from vmjob.machinetext import last_line
 from vmjob.model import Accel, AccelChoice, QemuInfo
 from vmjob.vm.faults import OLDEST_QEMU as OLDEST
 
@@ -62,7 +63,8 @@ def _ask_qemu(path: str) -> dict[str, Any]:
     bare = [path, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"]
     done = process.run(bare, input=said.encode(), timeout=20, check=False)
     try:
-        answers = {a.get("id"): a.get("return") for a in map(json.loads, done.stdout.splitlines()) if "id" in a}
+        said_lines = filter(None, done.stdout.split(b"\n"))
+        answers = {a.get("id"): a.get("return") for a in map(json.loads, said_lines) if "id" in a}
         version = answers["query-version"]["qemu"]
         drivers = next((set(t["values"]) for t in answers["query-qmp-schema"]
                         if t["meta-type"] == "enum" and {"hubport", "nic", "socket"} <= set(t["values"])), set())
@@ -72,8 +74,8 @@ def _ask_qemu(path: str) -> dict[str, Any]:
                 "netdevs": sorted(drivers & set(_NET_PARTS)) + [t["name"] for t in answers["filters"] or ()
                                                                 if t["name"] == "filter-redirector"]}
     except (ValueError, KeyError, TypeError) as odd:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise QemuMissing(f"{path} does not answer like QEMU: {last[0]}", _INSTALL) from odd
+        last = last_line(done.stderr.decode(errors="replace"), f"status {done.returncode}")
+        raise QemuMissing(f"{path} does not answer like QEMU: {last}", _INSTALL) from odd
 
 
 # ---------------------------------------------------------------- the accelerator
