@@ -74,6 +74,7 @@ def _signer(text: bytes, raw: bytes, ca_dir: Path, now: float, folder: Path) -> 
         raise EndorsementRefused(f"the message has {len(signers)} signers, not one", _ANEW)
     signer = _certificate(signers[0])
     authorities.check(signer, others, ca_dir, now, folder)
+    authorities.anchored(signer, others, ca_dir, folder)
     return signer
 
 
