@@ -58,8 +58,9 @@ class Pair:
 
 class Ca:
     """Below ``folder``. ``certificates``: the hashed folder that is trusted. The pairs: ``root``, ``middle`` (an
-    authority below root, whose policy allows that), ``ada`` (of root), ``eve`` (of an authority that is not trusted). ``root`` and ``ada`` have
-    RSA keys of ``bits``; others (all, where it is 0) elliptic ones, which are made at once."""
+    authority below root, whose policy allows that), ``ada`` (of root), ``eve`` (of an authority that is not trusted).
+    ``root`` and ``ada`` have RSA keys of ``bits``; others (all, where it is 0) elliptic ones, which are made at
+    once."""
 
     def __init__(self, folder: Path, bits: int = 2048) -> None:
         if not shutil.which("openssl"):
@@ -121,7 +122,8 @@ class Ca:
     def policy(self, one: Pair, names: str) -> Path:
         """Which names an authority may certify, as a site has it beside the certificate; the file."""
         path = self.certificates / f"{self.hash(one)}.signing_policy"
-        path.write_text(f"access_id_CA X509 '{one.dn}'\npos_rights globus CA:sign\ncond_subjects globus '\"{names}\"'\n")
+        path.write_text(f"access_id_CA X509 '{one.dn}'\npos_rights globus CA:sign\n"
+                        f"cond_subjects globus '\"{names}\"'\n")
         return path
 
     def hash(self, one: Pair) -> str:

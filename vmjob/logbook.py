@@ -3,7 +3,6 @@ So a factory that was ended and starts again knows what went wrong of late."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Optional
 
-from vmjob import config, errors
+from vmjob import config, errors, locks
 from vmjob.errors import GuestError, VmjobError
 from vmjob.files import remove_tree
 from vmjob.machinetext import lines, read
@@ -129,14 +128,14 @@ def alone(name: str, target: str, place: str) -> Iterator[None]:
     Raises NameTaken."""
     folder = config.cache_dir() / "factory"
     folder.mkdir(exist_ok=True)
-    with (folder / f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:12]}").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as taken:
+    lock = locks.open_own(folder / f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:12]}")
+    try:
+        if not locks.attempt(lock):
             raise NameTaken(f"a factory named '{name}' runs on this machine already, for {target}",
-                            "end that one (its glide-ins go on), or give this one another name: name: in the job "
-                            "file") from taken
+                            "end that one (its glide-ins go on), or give this one another name: name: in the job file")
         yield
+    finally:
+        os.close(lock)
 
 
 def _last_byte(file: int) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Optional
 
-from vmjob import config, process
+from vmjob import config, ownway, process
 from vmjob.errors import VmjobError
 from vmjob.machinetext import is_number
 from vmjob.node import snippets, spools, udev
@@ -149,11 +149,8 @@ def _node_cache() -> Iterator[Check]:
 
 def _open_folder(name: str, place: Path, text: str) -> Check:
     """A folder that all write to, and nobody in another's files."""
-    found = place.lstat()
-    if stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o1777:
-        return Check(name, OK, text)
-    return Check(name, WARNING, f"{place} has mode {stat.S_IMODE(found.st_mode):04o}: not all users can write there, "
-                 "or they could spoil each other's", f"chmod 1777 {place}")
+    wrong, action = ownway.shared_flaw(place, closed=name == "node cache")
+    return Check(name, WARNING if wrong else OK, f"{place} {wrong}" if wrong else text, action)
 
 
 def _runs() -> Iterator[Check]:

@@ -57,8 +57,8 @@ def check(signer: x509.Certificate, others: Sequence[x509.Certificate], ca_dir: 
 
 
 def anchored(signer: x509.Certificate, others: Sequence[x509.Certificate], ca_dir: Path, spare: Path) -> None:
-    """Refuse a signer who was certified by an authority that only bears the name of another. ``others``: certificates of
-    the message; ``spare``: a folder for files. Raises EndorsementRefused.
+    """Refuse a signer who was certified by an authority that only bears the name of another. ``others``: certificates
+    of the message; ``spare``: a folder for files. Raises EndorsementRefused.
 
     Every certificate above hers, up to the first one that is in the folder: its key signed the one below."""
     todo, seen, why = [signer], set[bytes](), ""
@@ -74,8 +74,8 @@ def anchored(signer: x509.Certificate, others: Sequence[x509.Certificate], ca_di
         if trusted and named:
             return
         if trusted:
-            why = why or f"the authority {one.subject} is not in {ca_dir}, and {one.issuer}, which certified it, has no " \
-                         "signing policy there that names it"
+            why = why or (f"the authority {one.subject} is not in {ca_dir}, and {one.issuer}, which certified it, has "
+                          "no signing policy there that names it")
         elif installed:
             why = f"{one.subject} was certified by another authority of the name {one.issuer} than the one in {ca_dir}"
         elif named:
@@ -90,8 +90,8 @@ def _issued(one: x509.Certificate, above: x509.Certificate, spare: Path) -> bool
     (spare / "above.pem").write_bytes(above.pem)
     (spare / "below.pem").write_bytes(one.pem)
     return process.run(
-        [process.require("openssl", "openssl"), "verify", "-partial_chain", "-CAfile", spare / "above.pem", "-no-CApath",
-         "-no_check_time", "-purpose", "any", spare / "below.pem"], check=False,
+        [process.require("openssl", "openssl"), "verify", "-partial_chain", "-CAfile", spare / "above.pem",
+         "-no-CApath", "-no_check_time", "-purpose", "any", spare / "below.pem"], check=False,
         env=environment(Path(os.devnull)), timeout=_TIMEOUT).returncode == 0
 
 

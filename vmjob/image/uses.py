@@ -7,13 +7,12 @@ use. Whoever evicts takes the lock for itself alone, without waiting, and remove
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
-from vmjob.image import locks
+from vmjob import locks
 
 _PATIENCE = 30.0  # seconds; who evicts has a lock for an instant
 
@@ -34,7 +33,7 @@ class Uses:
             except OSError:
                 return None
             try:
-                locks.wait(lock, fcntl.LOCK_SH, self.folder / name, 0 if self._theirs else _PATIENCE)
+                locks.wait(lock, locks.SHARED, self.folder / name, 0 if self._theirs else _PATIENCE)
             except BaseException as failure:  # a signal, while we waited
                 os.close(lock)
                 if isinstance(failure, OSError) and (self._theirs or not isinstance(failure, TimeoutError)):
@@ -69,7 +68,7 @@ class Uses:
     def free(self, name: str) -> bool:
         """Whether nobody uses ``name`` at this moment; writes nothing."""
         try:
-            lock = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            lock = locks.open_for_reading(self.folder / name)
         except OSError:
             return True
         free = _locked(lock)
@@ -102,7 +101,7 @@ class Uses:
 
 def _open(path: Path, read_only: bool = False) -> int:
     """For a lock reading is enough. Raises OSError."""
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     if read_only:
         return os.open(path, os.O_RDONLY | flags)
     try:
@@ -114,9 +113,8 @@ def _open(path: Path, read_only: bool = False) -> int:
 
 def _locked(lock: int) -> bool:
     """For us alone, without waiting; closes ``lock`` where it is not to be had."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        return False
-    return True
+    with contextlib.suppress(OSError):
+        if locks.attempt(lock):
+            return True
+    os.close(lock)
+    return False

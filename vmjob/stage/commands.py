@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Optional
 
-from vmjob import process
+from vmjob import locks, process
 from vmjob.errors import CommandMissing
 from vmjob.machinetext import last_line
 from vmjob.stage import credentials
@@ -188,7 +189,7 @@ class Scratch:
         self.data = self.folder / "data"
         # locked before it has its name: a folder whose lock can be had is a dead run's
         self._lock = os.open(self.folder / "new", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        locks.attempt(self._lock)
         (self.folder / "new").rename(self.folder / "lock")
 
     def close(self) -> None:
@@ -200,10 +201,13 @@ class Scratch:
 def _sweep(base: Path) -> None:
     for old in base.glob(_PREFIX + "*"):
         with suppress(OSError):
-            lock = os.open(old / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            found = old.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                continue  # another user's, whom nobody cleans up after but herself
+            lock = locks.open_own(old / "lock", make=False)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(old, ignore_errors=True)
+                if locks.attempt(lock):
+                    shutil.rmtree(old, ignore_errors=True)
             finally:
                 os.close(lock)
 

@@ -7,7 +7,6 @@ works, the others wait for its answer.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -17,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from vmjob import config, process
+from vmjob import config, locks, process
 from vmjob.errors import KvmUnavailable, QemuMissing
 from vmjob.machinetext import last_line
 from vmjob.model import Accel, AccelChoice, QemuInfo
@@ -26,6 +25,7 @@ from vmjob.vm.faults import OLDEST_QEMU as OLDEST
 log = logging.getLogger("vmjob.probe")
 
 _RETRY = 3600.0  # seconds after which a KVM that failed gets another chance: the host may just have been busy
+_PATIENCE = 120.0  # seconds for another's probe, which takes less unless it is suspended
 _NAMES = ("qemu-system-x86_64", "qemu-kvm", "/usr/libexec/qemu-kvm")
 _INSTALL = "install it: apt-get install qemu-system-x86 (RHEL: qemu-kvm), or name one in VMJOB_QEMU"
 _NET_PARTS = ("user", "stream", "passt")
@@ -232,13 +232,17 @@ def _write(file: Path, key: str, what: str, answer: dict[str, Any]) -> None:
 
 @contextmanager
 def _lock(file: Path) -> Iterator[bool]:
+    """Whether it is ours. Where it is not to be had, everybody asks for herself: that costs time only."""
     try:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = locks.open_own(file)
     except OSError:
         yield False
         return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield True
+        alone = False
+        with suppress(OSError):
+            locks.wait(handle, locks.ALONE, file, _PATIENCE, log.warning, "probes this machine; it may be suspended")
+            alone = True
+        yield alone
     finally:
         os.close(handle)
