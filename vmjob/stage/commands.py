@@ -48,9 +48,11 @@ def gfal_argv(program: str, address: str, target: Path, seconds: float) -> list[
 
 
 def environment(host: str, environ: Mapping[str, str], patience: Patience) -> dict[str, str]:
-    """For what fetches from ``host``: with the user's tokens only where these are for it."""
-    may = credentials.meant_for(credentials.bearer_token(environ), host, environ.get("VMJOB_TOKEN_HOSTS", ""))
+    """For what fetches from ``host``: with the user's tokens only where these are for it, and with her certificate only
+    where she or the site named it."""
+    may = credentials.meant_for(credentials.bearer_token(environ), host, environ)
     plain = dict(environ) if may else credentials.without_token(environ)
+    plain = plain if credentials.named(host, environ) else credentials.without_certificate(plain)
     return {**xrootd_times(patience, patience.stall), **plain}
 
 
