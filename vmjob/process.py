@@ -1,8 +1,8 @@
 """The only door to other programs.
 
 Each command is logged once, shell-quoted, at debug level; a failure carries the command, its status
-and the end of what it printed. Nothing started here outlives us: on Linux each child is told to die
-with the thread that made it (prctl PR_SET_PDEATHSIG), so call this from the main thread.
+and the end of what it printed. Nothing started here dumps its memory or outlives us (die_with_parent): on Linux
+each child is told to die with the thread that made it (prctl PR_SET_PDEATHSIG), so call this from the main thread.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -45,10 +46,16 @@ def require(name: str, package: str) -> str:
 
 
 def die_with_parent(parent: int) -> Callable[[], None]:
-    """A ``preexec_fn``: SIGKILL reaches the child when the parent goes away, even by kill -9."""
+    """A ``preexec_fn``: SIGKILL reaches the child when the parent goes away, even by kill -9; and the child leaves no
+    core dump, which would hold a guest's memory, or a token."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def apply() -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with suppress(OSError):  # a program that the kernel pipes dumps to knows no limit: nothing is in them then
+            kinds = os.open("/proc/self/coredump_filter", os.O_WRONLY | os.O_CLOEXEC)
+            os.write(kinds, b"0")
+            os.close(kinds)
         libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != parent:  # the parent died before prctl was heard
             os._exit(1)

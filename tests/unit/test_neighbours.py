@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from vmjob import config, locks, ownway, runs
+from vmjob import config, locks, ownway, process, runs
 from vmjob.errors import JobError, VmjobError
 from vmjob.image import subscriptions
 from vmjob.slot import scratch
@@ -310,3 +310,26 @@ def test_a_folder_that_others_can_change_is_no_cache(tmp_path: Path, monkeypatch
         assert {stat.S_IMODE(step.stat().st_mode) for step in (tmp_path / "new", tmp_path / "new/.cache")} == {0o700}
     finally:
         os.umask(old)
+
+
+# ---------------------------------------------------------------- what a crash leaves
+
+
+def test_no_program_leaves_its_memory_in_a_core_dump() -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    try:
+        said = process.run(["cat", "/proc/self/limits", "/proc/self/coredump_filter"]).stdout.decode()
+        child = process.spawn(["sleep", "60"])
+        try:
+            seen = [Path(f"/proc/{child.pid}/{name}").read_text() for name in ("limits", "coredump_filter")]
+        finally:
+            child.kill()
+            child.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+    for text in (said, "\n".join(seen)):
+        (limit,) = [line.split() for line in text.split("\n") if line.startswith("Max core file size")]
+        assert limit[4:6] == ["0", "0"] and int(text.strip().rpartition("\n")[2], 16) == 0
