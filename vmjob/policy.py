@@ -87,7 +87,7 @@ class Rule:
 @dataclass(frozen=True)
 class Policy:
     """``rules`` None: all that is not denied may run within the limits. ``denied`` and ``trusted``: hexadecimal SHA-256
-    → where it stands and why."""
+    → where it stands and why. ``min_version``: the oldest vmjob that may run here, empty for any."""
 
     file: Path
     rules: Optional[tuple[Rule, ...]] = None
@@ -98,6 +98,7 @@ class Policy:
     trusted: Mapping[str, str] = field(default_factory=dict)
     subscriptions: Path = SUBSCRIPTIONS
     authorities: Path = AUTHORITIES
+    min_version: str = ""
 
 
 def owners(path: Path) -> set[int]:
@@ -131,7 +132,8 @@ def load(path: Path) -> Policy:
         raise PolicyBroken(f"{path}: endorsers.{SITE}: this name stands for the digests in trust",
                            "choose another name")
     return Policy(path, rules, accepted, vos, _limits(body.get("limits", {}), f"{path}: limits"), denied, trusted,
-                  Path(body.get("subscriptions", SUBSCRIPTIONS)), Path(body.get("authorities", AUTHORITIES)))
+                  Path(body.get("subscriptions", SUBSCRIPTIONS)), Path(body.get("authorities", AUTHORITIES)),
+                  body.get("min_version", ""))
 
 
 def _rule(body: Mapping[str, Any], number: int, where: str, endorsers: Collection[str], vos: Collection[str]) -> Rule:
