@@ -14,7 +14,7 @@ VMJOB_CACHE_LIMIT        most that a cache of images takes, a size              
 VMJOB_SHARED_CACHE       a node's images that an admin keeps, read-only         none
 VMJOB_STAGE_TIMEOUT      longest time to fetch an image or send outputs         1h
 VMJOB_STAGE_RATE         most bytes a second for that, a size                   no limit
-VMJOB_TOKEN_HOSTS        hosts that may see the job's token, besides its aud    none
+VMJOB_TOKEN_HOSTS        hosts that may see the job's token, proxy and ticket   none; a token's aud
 VMJOB_OSDF_FEDERATION    what osdf: stands for                                  osg-htc.org
 OSG_SQUID_LOCATION       the site's proxy for plain http, HOST:PORT             none
 VMJOB_POLICY             one more site policy: it can only forbid more          none

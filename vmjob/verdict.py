@@ -82,8 +82,8 @@ def decide(policy: Policy, asked: Asked) -> Verdict:
     if policy.min_version and _release(asked.version) < _release(policy.min_version):
         least = policy.min_version
         return Verdict(False, f"{policy.file}: min_version: this payload has vmjob {asked.version}, and none before "
-                       f"{least} may run here", f"install vmjob {least} or later where the job is submitted, and submit it "
-                       "again: a payload carries the vmjob that packed it")
+                       f"{least} may run here", f"install vmjob {least} or later where the job is submitted, and "
+                       "submit it again: a payload carries the vmjob that packed it")
     for digest in (asked.digest, *asked.files):
         why = policy.denied.get(digest.rpartition(":")[2])
         if why:
