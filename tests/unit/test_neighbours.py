@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import stat
 import time
 import traceback
@@ -16,7 +17,7 @@ import pytest
 
 from vmjob import config, locks, ownway, process, runs
 from vmjob.errors import JobError, VmjobError
-from vmjob.image import subscriptions
+from vmjob.image import subscriptions, uses
 from vmjob.slot import scratch
 from vmjob.stage import commands
 from vmjob.vm import probe
@@ -149,6 +150,46 @@ def test_a_lock_of_another_is_none_of_ours(shared: Path) -> None:
     as_user(NEIGHBOUR, lambda: (shared / "lock").touch(0o666))
     with pytest.raises(PermissionError):  # by us, or by a kernel with fs.protected_regular
         locks.open_own(shared / "lock")
+
+
+@needs_users
+def test_nobody_holds_up_the_admin_of_a_shared_cache(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uses, "_PATIENCE", 0.05)
+    cache = shared.parent / "images"
+    cache.mkdir(0o755)
+    mine = uses.Uses(cache / "uses")
+    first = mine.take("name")
+    assert first is not None
+    mine.leave(first)
+    ready, told = os.pipe()
+
+    def hold() -> None:
+        lock = os.open(cache / "uses/name", os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.write(told, b"x")
+        signal.pause()
+
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgid(NEIGHBOUR)
+            os.setuid(NEIGHBOUR)
+            hold()
+        finally:
+            os._exit(1)
+    try:
+        os.read(ready, 1)
+        taken = mine.take("name")
+        assert taken is not None
+        mine.leave(taken)
+        cache.chmod(0o700)
+        with (cache / "uses/name").open() as other:  # a cache of one's own: a sibling, which is named
+            fcntl.flock(other, fcntl.LOCK_EX)
+            with pytest.raises(TimeoutError, match="uses/name"):
+                mine.take("name")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_a_suspended_probe_holds_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,15 @@ use. Whoever evicts takes the lock for itself alone, without waiting, and remove
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
 from vmjob import locks
+
+log = logging.getLogger("vmjob.image")
 
 _PATIENCE = 30.0  # seconds; who evicts has a lock for an instant
 
@@ -26,7 +29,8 @@ class Uses:
 
     def take(self, name: str) -> Optional[int]:
         """From now on ``name`` is used, until ``leave`` or our end. None where this cannot be told (a read-only folder:
-        nobody evicts there). Raises TimeoutError naming the file that somebody has locked: others may read these."""
+        nobody evicts there). Raises TimeoutError naming the file that somebody has locked; in a cache that others may
+        read, where it may be anybody who holds up the owner, a new file takes its place."""
         while True:
             try:
                 lock = _open(self.folder / name, read_only=self._theirs)
@@ -36,6 +40,10 @@ class Uses:
                 locks.wait(lock, locks.SHARED, self.folder / name, 0 if self._theirs else _PATIENCE)
             except BaseException as failure:  # a signal, while we waited
                 os.close(lock)
+                if isinstance(failure, TimeoutError) and self._open_to_others():
+                    log.warning("%s: %s: another file takes its place", self.folder / name, failure.strerror)
+                    self.forget(name)
+                    continue
                 if isinstance(failure, OSError) and (self._theirs or not isinstance(failure, TimeoutError)):
                     return None
                 raise
@@ -91,6 +99,11 @@ class Uses:
         with contextlib.suppress(OSError):  # it cannot be written
             if not self._theirs:
                 os.utime(lock)
+
+    def _open_to_others(self) -> bool:
+        with contextlib.suppress(OSError):
+            return not self._theirs and bool(self.folder.parent.stat().st_mode & 0o011)
+        return False
 
     def _same(self, name: str, lock: int) -> bool:
         try:
