@@ -71,6 +71,16 @@ def store_dir() -> Path:
     return _safe(Path(own), "VMJOB_HOME") if own else _safe(_base("XDG_DATA_HOME", ".local/share") / "vmjob", "HOME")
 
 
+def own_store() -> Path:
+    """The same for a job, which needs none: where others could change it, a place where there is nothing."""
+    from vmjob.errors import JobError
+
+    try:
+        return store_dir()
+    except JobError:
+        return NOWHERE
+
+
 def settings_dir() -> Path:
     """Where the user's own settings are ($XDG_CONFIG_HOME/vmjob, ~/.config/vmjob); not made here. Raises JobError where
     others could change what is in it."""

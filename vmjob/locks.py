@@ -60,8 +60,8 @@ def wait(lock: int, how: int, path: Path, patience: float, note: Optional[Callab
     while not attempt(lock, how):
         waited = time.monotonic() - begun
         if waited >= patience:
-            raise TimeoutError(errno.ETIMEDOUT, f"another process has had this lock for {patience:.0f} s (which: fuser "
-                                                "FILE; it may be suspended)", str(path))
+            raise TimeoutError(errno.ETIMEDOUT, f"another process, perhaps a suspended one, has had this lock for "
+                                                f"{patience:.0f} s", str(path))
         if note and waited >= _SOON:
             note(f"waits for another process that {what} (which: fuser {path})")
             note = None

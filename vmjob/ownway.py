@@ -9,13 +9,15 @@ from pathlib import Path
 
 _LINKS = 40  # as many as the kernel follows
 _UNMAPPED = 65534  # whose files those of users look like whom a namespace does not know
+_SYSTEM = 1000  # below it are the system's own accounts: condor, slurm, arc …
 
 
 def flaw(path: Path) -> str:
     """Why what is at ``path``, or comes there, could be another's; empty where it could not.
 
     Each folder on the way, and each link, belongs to whoever asks or to root, and can be written by nobody else: by
-    others only with the sticky bit, as /tmp is, and by a group only if that is the user's own. What is not there yet
+    others only with the sticky bit, as /tmp is, and by a group only if that is the user's own. A folder of the system's
+    own accounts (HTCondor's, with the slots) will do where nobody but the system can have put it. What is not there yet
     ends the way."""
     here, todo, links = Path("/"), list(Path(os.path.abspath(path)).parts[1:]), 0  # noqa: PTH100 - links must stay
     open_above = False
@@ -42,7 +44,8 @@ def flaw(path: Path) -> str:
 
 
 def _flaw_of(step: Path, found: os.stat_result, open_above: bool) -> str:
-    if found.st_uid not in (0, os.geteuid()) and (found.st_uid != _UNMAPPED or open_above):
+    system = (found.st_uid < _SYSTEM or found.st_uid == _UNMAPPED) and not open_above
+    if found.st_uid not in (0, os.geteuid()) and not system:
         return f"{step} belongs to {_user(found.st_uid)}"
     if not stat.S_ISDIR(found.st_mode) or found.st_mode & stat.S_ISVTX:
         return ""  # the mode of a link says nothing; in a sticky folder nobody replaces what is another's

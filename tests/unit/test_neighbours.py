@@ -124,7 +124,7 @@ def test_a_lock_is_waited_for_only_so_long(tmp_path: Path) -> None:
     path, said = tmp_path / "lock", list[str]()
     with path.open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(TimeoutError, match=r"fuser FILE.*lock") as late, locks.held(path, 0.05, note=said.append):
+        with pytest.raises(TimeoutError, match="a suspended one") as late, locks.held(path, 0.05, note=said.append):
             pass
     assert late.value.filename == str(path)
     with locks.held(path, 0):
@@ -265,6 +265,11 @@ def test_a_neighbours_folder_on_the_way_is_a_flaw(shared: Path) -> None:
             assert ownway.flaw(shared / "theirs/deep/mine") == f"{shared}/theirs belongs to uid {NEIGHBOUR}"
             assert "belongs to" in ownway.flaw(shared / "link/x")
         as_user(uid, look)
+    (shared / "daemon").mkdir()  # as HTCondor's, which has the slots in it
+    os.chown(shared / "daemon", 101, 101)
+    assert "daemon belongs to" in ownway.flaw(shared / "daemon/x")
+    shared.chmod(0o755)
+    assert ownway.flaw(shared / "daemon/x") == ""
     (shared / "team").mkdir()
     os.chown(shared / "team", 0, NEIGHBOUR)
     (shared / "team").chmod(0o775)
@@ -340,6 +345,7 @@ def test_a_folder_that_others_can_change_is_no_cache(tmp_path: Path, monkeypatch
     for ask in (config.store_dir, config.settings_dir):
         with pytest.raises(JobError, match="home can be written by everybody"):
             ask()
+    assert config.own_store() == config.NOWHERE  # a job needs none
     monkeypatch.setenv("VMJOB_CACHE", str(tmp_path / "home/own"))
     with pytest.raises(VmjobError, match="others could change what is there"):
         config.cache_dir()

@@ -58,7 +58,7 @@ class Group:
 
 def is_store(root: Path) -> bool:
     """Whether it is a user's own store, however it is spelled, and no cache: nothing in it is ever evicted."""
-    return (root / "names").is_dir() or root.resolve() == config.store_dir().resolve()
+    return (root / "names").is_dir() or root.resolve() == config.own_store().resolve()
 
 
 def refuse_store(root: Path) -> None:

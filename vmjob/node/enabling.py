@@ -83,7 +83,7 @@ def users_of(tree: Tree) -> Mapping[str, int]:
     for line in lines(tree.read(_PASSWD) or ""):
         parts = line.split(":")
         if len(parts) == 7 and is_number(parts[3]):
-            found[parts[0]] = int(parts[3])
+            found.setdefault(parts[0], int(parts[3]))  # the C library takes the first, too
     if tree.real:
         import pwd
 

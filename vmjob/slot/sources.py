@@ -243,7 +243,8 @@ def mjf(environ: Mapping[str, str], root: Path, now: float) -> Optional[Limits]:
     if wall is not None:
         ends.append(max(0, int(wall - max(0.0, now - start))) if start is not None else wall)
     return Limits("mjf", cpus=cpus(values.get("allocated_cpu"), "allocated_cpu"), time_left=least(ends),
-                  memory=memory(values.get("max_rss_bytes"), "max_rss_bytes"), job_id=values.get("job_id", "")[:64],
+                  memory=memory(values.get("max_rss_bytes"), "max_rss_bytes"),
+                  job_id=values.get("job_id", "").partition("\n")[0][:64],
                   disk=number(values.get("scratch_limit_bytes"), "scratch_limit_bytes"))
 
 

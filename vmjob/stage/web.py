@@ -87,7 +87,7 @@ class Web:
                     continue
             if answer.status_code in (301, 302, 303, 307, 308) and answer.headers.get("Location"):
                 seen.add(url)
-                url = _next(first, url, answer, bool(data))
+                url = _next(first, url, answer, trusted)
                 if url in seen:
                     raise Failed("its redirects go round in a circle", final=True)
                 continue
@@ -239,8 +239,9 @@ def _whom(url: str) -> Origin:
     return found
 
 
-def _next(first: Origin, url: str, answer: requests.Response, sends: bool) -> str:
-    """Where a redirect leads. ``sends``: data of the user's go there. Raises Failed."""
+def _next(first: Origin, url: str, answer: requests.Response, trusted: bool) -> str:
+    """Where a redirect leads. ``trusted``: the user named the first address, for outputs of
+    hers. Raises Failed."""
     answer.close()
     shown = credentials.shown(answer.headers["Location"])
     try:
@@ -250,8 +251,8 @@ def _next(first: Origin, url: str, answer: requests.Response, sends: bool) -> st
         raise Failed(f"it leads to {shown}, which is no address of http", final=True) from odd
     if is_own(found.host) and not is_own(first.host):
         raise Failed(f"it leads to {shown}, which is this machine itself", final=True)
-    if sends and first.scheme == "https" and found.scheme == "http":
-        raise Failed(f"it leads to {shown}, where everybody on the way could read what is sent", final=True)
+    if trusted and first.scheme == "https" and found.scheme == "http":
+        raise Failed(f"it leads to {shown}, where everybody on the way could read and change it", final=True)
     return target
 
 
