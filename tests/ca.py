@@ -58,8 +58,9 @@ class Pair:
 
 class Ca:
     """Below ``folder``. ``certificates``: the hashed folder that is trusted. The pairs: ``root``, ``middle`` (an
-    authority below root), ``ada`` (of root), ``eve`` (of an authority that is not trusted). ``root`` and ``ada`` have
-    RSA keys of ``bits``; others (all, where it is 0) elliptic ones, which are made at once."""
+    authority below root, whose policy allows that), ``ada`` (of root), ``eve`` (of an authority that is not trusted).
+    ``root`` and ``ada`` have RSA keys of ``bits``; others (all, where it is 0) elliptic ones, which are made at
+    once."""
 
     def __init__(self, folder: Path, bits: int = 2048) -> None:
         if not shutil.which("openssl"):
@@ -77,6 +78,7 @@ class Ca:
 
     @functools.cached_property
     def middle(self) -> Pair:
+        self.policy(self.root, "/DC=org/DC=example/*")
         return self.issue("/DC=org/DC=example/CN=Middle CA", self.root, extensions="ca")
 
     @functools.cached_property
@@ -116,6 +118,13 @@ class Ca:
         for one in authorities:
             shutil.copy(one.cert, self.certificates)
         self.openssl("rehash", self.certificates)
+
+    def policy(self, one: Pair, names: str) -> Path:
+        """Which names an authority may certify, as a site has it beside the certificate; the file."""
+        path = self.certificates / f"{self.hash(one)}.signing_policy"
+        path.write_text(f"access_id_CA X509 '{one.dn}'\npos_rights globus CA:sign\n"
+                        f"cond_subjects globus '\"{names}\"'\n")
+        return path
 
     def hash(self, one: Pair) -> str:
         return self.openssl("x509", "-noout", "-subject_hash", "-in", one.cert).decode().strip()

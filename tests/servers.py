@@ -10,6 +10,7 @@ import pwd
 import shutil
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import tempfile
@@ -331,7 +332,9 @@ def drip(request: Request) -> None:
 
 
 @contextmanager
-def faults(body: bytes, *plan: Callable[[Request], None], etag: str = '"one"') -> Iterator[Faults]:
+def faults(body: bytes, *plan: Callable[[Request], None], etag: str = '"one"', address: str = "127.0.0.1",
+           tls: Optional[tuple[Path, Path]] = None) -> Iterator[Faults]:
+    """``tls``: certificate and key."""
     this = Faults(body, list(plan), etag=etag)
 
     class Own(Request):
@@ -340,13 +343,18 @@ def faults(body: bytes, *plan: Callable[[Request], None], etag: str = '"one"') -
     class Listener(ThreadingHTTPServer):
         daemon_threads = True
         request_queue_size = 50
+        address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
 
         def handle_error(self, *args: Any) -> None:
             return None
 
     with ExitStack() as stack:
-        server = stack.enter_context(Listener(("127.0.0.1", 0), Own))
+        server = stack.enter_context(Listener((address, 0), Own))
         this.port = server.server_port
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         stack.callback(server.shutdown)
         stack.callback(this.over.set)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from vmjob import config, health, runs
 from vmjob.errors import VmjobError
 from vmjob.health import Health
+from vmjob.machinetext import lines, read
 from vmjob.model import Network, QemuInfo
 from vmjob.sitead import KVM, TCG, NodeAd
 from vmjob.units import MIB
@@ -206,7 +207,7 @@ def _images(known: dict[str, Any], seen: runs.Seen) -> tuple[tuple[str, ...], di
 def _memory() -> tuple[int, int]:
     """Bytes of this node, and those that are free now."""
     found = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in lines(read(Path("/proc/meminfo"))):
         key, _, rest = line.partition(":")
         if key in ("MemTotal", "MemAvailable"):
             found[key] = int(rest.split()[0]) * 1024
@@ -220,7 +221,7 @@ def named(ad: NodeAd) -> NodeAd:
     name = ad.machine if "." in ad.machine else socket.getfqdn() or ad.machine
     system = {}
     with suppress(OSError):
-        for line in Path("/etc/os-release").read_text(errors="replace").splitlines():
+        for line in lines(read(Path("/etc/os-release"))):
             key, _, value = line.partition("=")
             system[key] = value.strip("\"'")
     return replace(ad, machine=name, os=system.get("ID", ""), os_version=system.get("VERSION_ID", ""))

@@ -14,7 +14,7 @@ VMJOB_CACHE_LIMIT        most that a cache of images takes, a size              
 VMJOB_SHARED_CACHE       a node's images that an admin keeps, read-only         none
 VMJOB_STAGE_TIMEOUT      longest time to fetch an image or send outputs         1h
 VMJOB_STAGE_RATE         most bytes a second for that, a size                   no limit
-VMJOB_TOKEN_HOSTS        hosts that may see the job's token, besides its aud    none
+VMJOB_TOKEN_HOSTS        hosts that may see the job's token, proxy and ticket   none; a token's aud
 VMJOB_OSDF_FEDERATION    what osdf: stands for                                  osg-htc.org
 OSG_SQUID_LOCATION       the site's proxy for plain http, HOST:PORT             none
 VMJOB_POLICY             one more site policy: it can only forbid more          none
@@ -33,7 +33,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
+from vmjob.ownway import flaw
+
 SITE_POLICY = Path("/etc/vmjob/policy.yaml")
+SPARE = Path("/var/tmp")
+NOWHERE = Path(os.devnull) / "vmjob"  # can neither be made nor read
 
 
 def _base(variable: str, fallback: str) -> Path:
@@ -42,45 +46,92 @@ def _base(variable: str, fallback: str) -> Path:
         return Path(value)
     try:
         return Path.home() / fallback
-    except RuntimeError:  # a pool account that the node has no home for
-        return Path(f"/var/tmp/vmjob-{os.getuid()}") / fallback
+    except (RuntimeError, KeyError):  # a pool account that the node has no home for
+        return _spare() / fallback
+
+
+def _spare() -> Path:
+    """A folder of the user's own in /var/tmp. Its name is known to all: where a neighbour took it, another serves."""
+    name = f"vmjob-{os.getuid()}"
+    try:
+        for place in (SPARE / name, *sorted(SPARE.glob(f"{name}-*"))):
+            if _own(place):
+                return place
+        import tempfile
+
+        made = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=SPARE))
+        return made if _own(made) else NOWHERE
+    except OSError:
+        return NOWHERE
 
 
 def store_dir() -> Path:
-    """Folder of the user's image store (not made here)."""
+    """Folder of the user's image store (not made here). Raises JobError where others could change what is in it."""
     own = os.environ.get("VMJOB_HOME")
-    return Path(own) if own else _base("XDG_DATA_HOME", ".local/share") / "vmjob"
+    return _safe(Path(own), "VMJOB_HOME") if own else _safe(_base("XDG_DATA_HOME", ".local/share") / "vmjob", "HOME")
+
+
+def own_store() -> Path:
+    """The same for a job, which needs none: where others could change it, a place where there is nothing."""
+    from vmjob.errors import JobError
+
+    try:
+        return store_dir()
+    except JobError:
+        return NOWHERE
 
 
 def settings_dir() -> Path:
-    """Where the user's own settings are ($XDG_CONFIG_HOME/vmjob, ~/.config/vmjob); not made here."""
-    return _base("XDG_CONFIG_HOME", ".config") / "vmjob"
+    """Where the user's own settings are ($XDG_CONFIG_HOME/vmjob, ~/.config/vmjob); not made here. Raises JobError where
+    others could change what is in it."""
+    return _safe(_base("XDG_CONFIG_HOME", ".config") / "vmjob", "XDG_CONFIG_HOME")
 
 
 def cache_dir() -> Path:
-    """A folder that we may write and anybody may delete; made with mode 0700.
+    """A folder that we may write, that anybody may delete, and that nobody else may change, nor any folder on the way
+    to it; made with mode 0700.
 
     On a worker node the home folder is often missing or read-only: then a folder of the user's own
     in /var/tmp serves, which the node's other slots of the same user share (unless each job has a /var/tmp of its own).
+    Raises JobError where VMJOB_CACHE names one that others could change.
     """
     own = os.environ.get("VMJOB_CACHE")
-    wanted = Path(own) if own else _base("XDG_CACHE_HOME", ".cache") / "vmjob"
     if own:
-        _usable(wanted)
-        return wanted
-    node, shared = os.environ.get("VMJOB_NODE_CACHE", ""), Path(f"/var/tmp/vmjob-{os.getuid()}")
+        _make(Path(own))
+        return _safe(Path(own), "VMJOB_CACHE")
+    wanted, node = _base("XDG_CACHE_HOME", ".cache") / "vmjob", os.environ.get("VMJOB_NODE_CACHE", "")
     if node.startswith("/") and _own(place := Path(node) / f"uid-{os.getuid()}"):
         return place
-    return next((place for place in (wanted, shared) if _usable(place)), wanted)
+    if _usable(wanted):
+        return wanted
+    spare = _spare()
+    return spare if spare != NOWHERE or flaw(wanted) else wanted
+
+
+def _safe(place: Path, variable: str) -> Path:
+    why = flaw(place)
+    if why:
+        from vmjob.errors import JobError
+
+        raise JobError(f"{place}: others could change what is there: {why}",
+                       f"chmod go-w, or let {variable} name a folder below one that is yours alone")
+    return place
+
+
+def _make(place: Path) -> None:
+    """With all folders on the way for us alone, whatever the umask."""
+    for step in (*reversed(place.parents), place):
+        with suppress(OSError):
+            if not step.is_dir():
+                step.mkdir(mode=0o700)
 
 
 def _usable(place: Path) -> bool:
+    _make(place)
     try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return place.stat().st_uid == os.getuid() and os.access(place, os.W_OK) and not flaw(place)
     except OSError:
         return False
-    # a folder in /var/tmp that somebody else made is somebody else's to fill
-    return place.stat().st_uid == os.getuid() and os.access(place, os.W_OK)
 
 
 def _own(place: Path) -> bool:
@@ -93,7 +144,7 @@ def _own(place: Path) -> bool:
             return False
         if stat.S_IMODE(found.st_mode) & 0o077:
             place.chmod(0o700)
-        return os.access(place, os.W_OK | os.X_OK)
+        return os.access(place, os.W_OK | os.X_OK) and not flaw(place)
     except OSError:
         return False
 

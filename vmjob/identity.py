@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmjob.errors import PolicyRefused
+
 if TYPE_CHECKING:
     from vmjob.verdict import Fact
 
@@ -21,7 +23,8 @@ def who(environ: Mapping[str, str]) -> tuple[Fact, ...]:
     Vouched for: user and groups, by the kernel; issuer and groups of the token that a job was submitted with, by
     HTCondor: the schedd sets them when it has checked the token, a user's own setting of them is ignored, and the job's
     ad was written by the starter, as the file's owner tells. Not vouched for: VO and FQAN of an X.509 proxy in that ad,
-    because HTCondor reads them from the proxy without checking the signature of the VO."""
+    because HTCondor reads them from the proxy without checking the signature of the VO. Raises PolicyRefused
+    where the ad could hold words of the user's in the place of HTCondor's."""
     from vmjob.verdict import Fact
 
     found = [Fact("user", user_name(os.getuid()), "the kernel", True)]
@@ -50,7 +53,12 @@ def known_user(name: str, even_unknown: bool = False) -> tuple[Fact, ...]:
 def _of_ad(path: str) -> list[Fact]:
     from vmjob.verdict import Fact
 
-    ad, ours = job_ad(path)
+    try:
+        ad, ours = job_ad(path)
+    except ValueError as broken:  # taken for empty, it would escape the rules that refuse
+        raise PolicyRefused(f"{path}: this job's ad is refused: {broken}",
+                            "no attribute of a submit file may have a line break, or a name that stands there already"
+                            ) from broken
     found = []
     for key, kind, proved in (("authtokenissuer", "issuer", True), ("authtokengroups", "fqan", True),
                               ("x509userproxyvoname", "vo", False), ("x509userproxyfirstfqan", "fqan", False)):
@@ -62,15 +70,16 @@ def _of_ad(path: str) -> list[Fact]:
 
 
 def job_ad(path: str) -> tuple[dict[str, str], bool]:
-    """The job's ad, names in lower case, and whether HTCondor wrote it."""
+    """The job's ad, names in lower case, and whether HTCondor wrote it. Raises ValueError where it is there, and its
+    lines cannot be relied on."""
     if not path:
         return {}, False
-    from vmjob.slot.sources import classad
+    from vmjob.classads import LARGEST, read
     try:
         # the owner of what is read, not of what lay there a moment before
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             ours = _by_htcondor(os.fstat(file.fileno())) and Path(path).name == ".job.ad"
-            return classad(file.read(2**20).decode(errors="replace")), ours
+            return read(file.read(LARGEST + 1).decode(errors="replace")), ours
     except OSError as unreadable:
         log.warning("_CONDOR_JOB_AD names %s, which cannot be read: %s", path, unreadable.strerror)
         return {}, False

@@ -3,7 +3,6 @@ So a factory that was ended and starts again knows what went wrong of late."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,9 +13,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Optional
 
-from vmjob import config, errors
+from vmjob import config, errors, locks
 from vmjob.errors import GuestError, VmjobError
 from vmjob.files import remove_tree
+from vmjob.machinetext import lines, read
 from vmjob.pool_errors import NameTaken, PoolError
 
 FILE = "glideins.jsonl"
@@ -82,10 +82,10 @@ class Logbook:
     def read(self) -> list[Ended]:
         """The lines, oldest first."""
         try:
-            lines = (self.folder / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+            text = read(self.folder / FILE)
         except FileNotFoundError:
             return []
-        found = [_parsed(line) for line in lines]
+        found = [_parsed(line) for line in lines(text)]
         return [one for one in found if one and one.target == self.target]
 
     def add(self, one: Ended) -> None:
@@ -98,9 +98,9 @@ class Logbook:
             short = replace(one, message=one.message[:_TEXT], hint=one.hint[:_TEXT])
             file.write(json.dumps(asdict(short)).encode() + b"\n")
         if path.stat().st_size > _LARGE:
-            kept = path.read_bytes().splitlines(keepends=True)[-_LINES:]
+            kept = lines(read(path))[-_LINES:]
             fresh = path.with_suffix(".new")
-            fresh.write_bytes(b"".join(kept))
+            fresh.write_text("".join(f"{line}\n" for line in kept))
             fresh.replace(path)
 
     def folder_of(self, number: str) -> Path:
@@ -128,14 +128,14 @@ def alone(name: str, target: str, place: str) -> Iterator[None]:
     Raises NameTaken."""
     folder = config.cache_dir() / "factory"
     folder.mkdir(exist_ok=True)
-    with (folder / f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:12]}").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as taken:
+    lock = locks.open_own(folder / f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:12]}")
+    try:
+        if not locks.attempt(lock):
             raise NameTaken(f"a factory named '{name}' runs on this machine already, for {target}",
-                            "end that one (its glide-ins go on), or give this one another name: name: in the job "
-                            "file") from taken
+                            "end that one (its glide-ins go on), or give this one another name: name: in the job file")
         yield
+    finally:
+        os.close(lock)
 
 
 def _last_byte(file: int) -> bytes:

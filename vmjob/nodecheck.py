@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Optional
 
-from vmjob import config, process
+from vmjob import config, ownway, process
 from vmjob.errors import VmjobError
+from vmjob.machinetext import is_number
 from vmjob.node import snippets, spools, udev
 from vmjob.units import format_size
 from vmjob.vm import doctor, faults
@@ -130,7 +131,7 @@ def _passt() -> Iterator[Check]:
 
 def _first_line(argv: list[str]) -> str:
     try:
-        lines = process.run(argv, check=False, timeout=10).stdout.decode(errors="replace").splitlines()
+        lines = process.run(argv, check=False, timeout=10).stdout.decode(errors="replace").split("\n")
     except VmjobError:
         lines = []
     return lines[0].strip() if lines else ""
@@ -148,11 +149,8 @@ def _node_cache() -> Iterator[Check]:
 
 def _open_folder(name: str, place: Path, text: str) -> Check:
     """A folder that all write to, and nobody in another's files."""
-    found = place.lstat()
-    if stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o1777:
-        return Check(name, OK, text)
-    return Check(name, WARNING, f"{place} has mode {stat.S_IMODE(found.st_mode):04o}: not all users can write there, "
-                 "or they could spoil each other's", f"chmod 1777 {place}")
+    wrong, action = ownway.shared_flaw(place, closed=name == "node cache")
+    return Check(name, WARNING if wrong else OK, f"{place} {wrong}" if wrong else text, action)
 
 
 def _runs() -> Iterator[Check]:
@@ -219,11 +217,11 @@ def _certificates(place: Path, needed: bool) -> Iterator[Check]:
     for path in sorted(place.glob("*")) if place.is_dir() else ():
         kind = path.suffix[1:2]
         try:
-            if path.suffix == ".pem" or kind.isdigit():
+            if path.suffix == ".pem" or is_number(kind):
                 for der in x509.certificates_of_pem(_bytes(path)):
                     one = x509.certificate(der)
                     ends[one.subject] = max(one.expires, ends.get(one.subject, 0.0))
-            elif kind == "r" and path.suffix[2:].isdigit():
+            elif kind == "r" and is_number(path.suffix[2:]):
                 lists[path.name] = x509.crl_expires(_bytes(path))
         except (ValueError, IndexError, TypeError, OSError):
             broken.append(path.name)

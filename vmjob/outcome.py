@@ -132,7 +132,10 @@ def failure_from_os(error: OSError) -> VmjobError:
     if error.errno in FULL:
         return ScratchFull(f"the disk of this node is full{where}",
                            "free space there, or name another folder: --scratch")
-    named = HostError(f"{error.strerror or error}{where}", "check the permissions of the folder and that it exists")
+    hint = "check the permissions of the folder and that it exists"
+    if isinstance(error, TimeoutError) and error.filename:  # of vmjob.locks
+        hint = f"fuser {error.filename} says which process has it: end that one, or let it go on (kill -CONT)"
+    named = HostError(f"{error.strerror or error}{where}", hint)
     named.__cause__ = error
     return named
 

@@ -36,7 +36,11 @@ def payer(environ: Mapping[str, str]) -> Payer:
     proxy, whose VO nobody has; else from the proxy in X509_USER_PROXY (ARC, EGI), which is the user's own word. What a
     batch system charges is SLURM_JOB_ACCOUNT, PBS_ACCOUNT or HTCondor's AcctGroup; the job's name is at ARC
     GRID_GLOBAL_JOBURL or GRID_GLOBAL_JOBID, at HTCondor GlobalJobId."""
-    ad, ours = job_ad(environ.get("_CONDOR_JOB_AD", ""))
+    try:
+        ad, ours = job_ad(environ.get("_CONDOR_JOB_AD", ""))
+    except ValueError as broken:
+        log.warning("%s: this job's ad tells nothing of who pays: %s", environ["_CONDOR_JOB_AD"], broken)
+        ad, ours = {}, False
     account = environ.get("SLURM_JOB_ACCOUNT") or environ.get("PBS_ACCOUNT") or ad.get("acctgroup", "")
     ce_job = environ.get("GRID_GLOBAL_JOBURL") or environ.get("GRID_GLOBAL_JOBID") or ad.get("globaljobid", "")
     subject, groups = ad.get("authtokensubject", ""), ad.get("authtokengroups", "")

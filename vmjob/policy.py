@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 from vmjob import config
 from vmjob.errors import JobError, PolicyBroken
+from vmjob.machinetext import lines
 from vmjob.model import Network
 
 SITE = "site"  # the endorser of the digests in ``trust``
@@ -86,7 +87,7 @@ class Rule:
 @dataclass(frozen=True)
 class Policy:
     """``rules`` None: all that is not denied may run within the limits. ``denied`` and ``trusted``: hexadecimal SHA-256
-    → where it stands and why."""
+    → where it stands and why. ``min_version``: the oldest vmjob that may run here, empty for any."""
 
     file: Path
     rules: Optional[tuple[Rule, ...]] = None
@@ -97,6 +98,7 @@ class Policy:
     trusted: Mapping[str, str] = field(default_factory=dict)
     subscriptions: Path = SUBSCRIPTIONS
     authorities: Path = AUTHORITIES
+    min_version: str = ""
 
 
 def owners(path: Path) -> set[int]:
@@ -130,7 +132,8 @@ def load(path: Path) -> Policy:
         raise PolicyBroken(f"{path}: endorsers.{SITE}: this name stands for the digests in trust",
                            "choose another name")
     return Policy(path, rules, accepted, vos, _limits(body.get("limits", {}), f"{path}: limits"), denied, trusted,
-                  Path(body.get("subscriptions", SUBSCRIPTIONS)), Path(body.get("authorities", AUTHORITIES)))
+                  Path(body.get("subscriptions", SUBSCRIPTIONS)), Path(body.get("authorities", AUTHORITIES)),
+                  body.get("min_version", ""))
 
 
 def _rule(body: Mapping[str, Any], number: int, where: str, endorsers: Collection[str], vos: Collection[str]) -> Rule:
@@ -193,8 +196,8 @@ def _digests(lines: Collection[str], where: str) -> dict[str, str]:
         if not text or text.startswith("#"):
             continue
         fits = _DIGEST.match(text)
-        if not fits:
-            raise PolicyBroken(f"{where}:{number}: '{text[:80]}' is no digest",
+        if not fits or not text.replace("\t", " ").isprintable():  # a carriage return would hide the next digest
+            raise PolicyBroken(f"{where}:{number}: {text[:80]!r} is no digest",
                                "one a line: sha256:, 64 hexadecimal digits, and behind a space the reason")
         found[fits.group(1)] = f"{where}:{number}" + (f": {fits.group(2)}" if fits.group(2) else "")
     return found
@@ -205,7 +208,7 @@ def _from_files(path: Path, body: Mapping[str, Any], key: str, may: Collection[i
     for number, pattern in enumerate(_words(body, key, str(path))):
         try:
             for file in _files(Path(pattern), may):
-                found.update(_digests(file.read_text(encoding="utf-8").splitlines(), str(file)))
+                found.update(_digests(lines(file.read_bytes().decode()), str(file)))
         except (OSError, UnicodeDecodeError) as unreadable:
             raise PolicyBroken(f"{path}: {key}.{number}: {pattern}: cannot be read: {unreadable}",
                                "it must be text that all may read") from unreadable

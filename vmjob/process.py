@@ -1,8 +1,8 @@
 """The only door to other programs.
 
 Each command is logged once, shell-quoted, at debug level; a failure carries the command, its status
-and the end of what it printed. Nothing started here outlives us: on Linux each child is told to die
-with the thread that made it (prctl PR_SET_PDEATHSIG), so call this from the main thread.
+and the end of what it printed. Nothing started here dumps its memory or outlives us (die_with_parent): on Linux
+each child is told to die with the thread that made it (prctl PR_SET_PDEATHSIG), so call this from the main thread.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -23,6 +24,7 @@ from typing import IO, NoReturn, Optional, Union
 from vmjob import landlock
 from vmjob.errors import CommandFailed, CommandMissing
 from vmjob.landlock import Fence
+from vmjob.machinetext import last_line
 
 log = logging.getLogger("vmjob.process")
 
@@ -46,10 +48,16 @@ def require(name: str, package: str) -> str:
 
 
 def die_with_parent(parent: int, rules: Optional[int] = None) -> Callable[[], None]:
-    """A ``preexec_fn``: SIGKILL reaches the child when the parent goes away, even by kill -9. ``rules``: of a fence."""
+    """A ``preexec_fn``: SIGKILL reaches the child when the parent goes away, even by kill -9; and the child leaves no
+    core dump, which would hold a guest's memory, or a token. ``rules``: of a fence (landlock)."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def apply() -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with suppress(OSError):  # a program that the kernel pipes dumps to knows no limit: nothing is in them then
+            kinds = os.open("/proc/self/coredump_filter", os.O_WRONLY | os.O_CLOEXEC)
+            os.write(kinds, b"0")
+            os.close(kinds)
         libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != parent:  # the parent died before prctl was heard
             os._exit(1)
@@ -80,7 +88,7 @@ def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[M
         raise CommandFailed(f"{words[0]} did not end within {timeout:.0f} s", hint) from slow
     if check and done.returncode:
         tail = (done.stderr or done.stdout).decode(errors="replace").strip()[-2000:]
-        last = tail.splitlines()[-1] if tail else "it printed nothing"
+        last = last_line(tail, "it printed nothing")
         raise CommandFailed(f"{Path(words[0]).name} ended with status {done.returncode}: {last}", hint,
                             output=tail, returncode=done.returncode)
     return done

@@ -12,6 +12,7 @@ run seem alive. What stands in a file is its owner's word, bounded, and concerns
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -141,8 +142,12 @@ def _tell(handle: int, image: str, fault: VmjobError) -> bool:
 
 
 def _touch(path: Path) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    # its name is known to all: a pipe there must not hold us, and a neighbour's file is none of ours
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "it belongs to somebody else, or is no file", str(path))
         os.utime(handle)
     finally:
         os.close(handle)

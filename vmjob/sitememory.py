@@ -7,7 +7,6 @@ with a job that ended well later; all of them after matching.FORGOTTEN seconds.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vmjob import config
+from vmjob import config, locks
 from vmjob.errors import VmjobError
 from vmjob.matching import FORGOTTEN, Mishap
 from vmjob.pool_errors import PoolError, PoolFull, PoolRefused, PoolUnreachable, TransferFailed
@@ -28,6 +27,7 @@ log = logging.getLogger("vmjob.sites")
 _SITES_FAULT = (PoolUnreachable, PoolRefused, PoolFull, TransferFailed)
 _EACH, _TEXT = 20, 300  # failures kept of a place, and characters of each
 _PLACES = 200
+_PATIENCE = 5.0  # seconds; who writes has the lock for an instant
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ def _change(what: Callable[[dict[str, Any]], bool]) -> None:
     file = path()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locks.held(file.with_suffix(".lock"), _PATIENCE):
             places = _fresh(_read(), time.time())
             if what(places):
                 made = file.with_suffix(f".{os.getpid()}")

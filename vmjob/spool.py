@@ -17,7 +17,6 @@ leaves by one rename. So no record goes out twice, and none is lost.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -31,6 +30,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
+from vmjob import locks
 from vmjob.errors import JobError, VmjobError
 from vmjob.files import real_kind
 from vmjob.site_errors import RecordSpoolFull
@@ -86,7 +86,7 @@ def begin(spool: Path, record: UsageRecord, kind: str) -> Entry:
                                   "they must be on one, as records are renamed from one to the other")
         unborn.mkdir(0o700)  # its group is that of open, if that has the setgid bit: the records have it then
         lock = os.open(unborn / "state", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locks.attempt(lock)
         _write(lock, json.dumps({"format": kind, "record": to_json(record)}).encode())
         for name, room in (("record", ROOM), ("page", ROOM), ("beat", _BEAT)):
             _reserve(unborn / name, room)
@@ -160,9 +160,7 @@ def _carry_on(spool: Path, uuid: str, dry: bool) -> Optional[bool]:
     except FileNotFoundError:
         return any(map(real_kind, folder.glob("out.*"))) if dry else _deliver(spool, folder)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.attempt(lock):
             return None
         if not os.fstat(lock).st_nlink:  # it ended between our open and our lock
             return False

@@ -107,7 +107,7 @@ def carried(payload: Payload, reporter: Reporter, carry: bool = False) -> Payloa
 def own_withdrawal(manifest: Manifest) -> str:
     """Why a list that the user herself follows no longer has the image; empty: none says so. Raises EndorsementRefused
     where what is known of her lists cannot be read."""
-    if not (config.store_dir() / "lists").is_dir():
+    if not (config.own_store() / "lists").is_dir():
         return ""
     from vmjob.image.subscriptions import user_folder, withdrawn
 
@@ -161,4 +161,4 @@ def home_of(payload: Payload) -> Store:
     """Where this machine keeps the image's verified files."""
     from vmjob.image import home
 
-    return home.home_of(payload.manifest, payload.image_files, config.store_dir())
+    return home.home_of(payload.manifest, payload.image_files, config.own_store())

@@ -3,11 +3,13 @@ image."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Optional
 
+import vmjob
 from vmjob.endorsement import Endorsement
 from vmjob.model import Network
 from vmjob.policy import SITE, Limits, Policy, Rule
@@ -29,7 +31,8 @@ class Fact:
 class Asked:
     """``files``: SHA-256 of each file of the image. ``memory``, ``cpus``, ``walltime``: what the job asks for, None
     where it takes what it gets; ``needs_*``: what the image needs. ``uncounted``: why lists do not count that were
-    looked at. ``withdrawn``: the list that no longer has the image, and why. Bytes, seconds; ``now`` since 1970."""
+    looked at. ``withdrawn``: the list that no longer has the image, and why. ``version``: of the vmjob that is to run
+    it, which is the payload's own. Bytes, seconds; ``now`` since 1970."""
 
     image: str
     digest: str
@@ -45,6 +48,7 @@ class Asked:
     endorsements: tuple[Endorsement, ...] = ()
     uncounted: tuple[str, ...] = ()
     withdrawn: str = ""
+    version: str = vmjob.__version__
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,11 @@ _ADMIN = "ask the admin of this site; vmjob policy check IMAGE tells what each r
 def decide(policy: Policy, asked: Asked) -> Verdict:
     """Whether the job may run: nothing denied or withdrawn, then the first rule that fits, then its limits."""
     image = f"the image {asked.image} ({asked.digest[:19]}…)"
+    if policy.min_version and _release(asked.version) < _release(policy.min_version):
+        least = policy.min_version
+        return Verdict(False, f"{policy.file}: min_version: this payload has vmjob {asked.version}, and none before "
+                       f"{least} may run here", f"install vmjob {least} or later where the job is submitted, and "
+                       "submit it again: a payload carries the vmjob that packed it")
     for digest in (asked.digest, *asked.files):
         why = policy.denied.get(digest.rpartition(":")[2])
         if why:
@@ -206,6 +215,15 @@ def _no_rule(policy: Policy, asked: Asked, image: str, steps: Sequence[Step]) ->
         hint = f"take an image of a list that this site believes ({known}), or ask its admin" if known else hint
     return Verdict(False, f"{policy.file}: no rule allows {image} for {user}: {why or 'it has none that allows'}"
                    + (f"; lists that do not count: {lists}" if lists else ""), hint, steps=tuple(steps))
+
+
+def _release(version: str) -> tuple[int, int, int, bool]:
+    """To compare by; 0.2.1.dev1 and 0.2.1rc1 are before 0.2.1, and what is no version is before all."""
+    found = re.match(r"([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,9})(.*)", version, re.ASCII | re.DOTALL)
+    if not found:
+        return 0, 0, 0, False
+    final = not re.match(r"[-_.]?(dev|a|b|c|rc|alpha|beta|pre)", found[4])
+    return int(found[1]), int(found[2]), int(found[3]), final
 
 
 def _any(value: str, globs: Sequence[str]) -> bool:

@@ -173,7 +173,7 @@ class _Told(Reporter):
             for text in self.notes if self.quiet else ():
                 _say(text)
             _say(failure.message)
-            for line in failure.hint.splitlines():
+            for line in failure.hint.split("\n") if failure.hint else ():
                 _say(f"→ {line}")
 
 

@@ -126,6 +126,40 @@ def test_a_chain(ca: Ca) -> None:
     assert "the chain of certificates is broken: /DC=org/DC=example/CN=Middle CA" in said
 
 
+def test_an_authority_is_a_certificate_and_no_name(tmp_path: Path) -> None:
+    """Another authority, trusted for names of its own, makes one below itself that is called as the endorser's."""
+    ca = Ca(tmp_path / "ca", 0)
+    ca.trust(ca.other)
+    false = ca.issue(ca.root.dn, ca.other, extensions="ca")
+    ada = ca.issue(ca.ada.dn, false, chain=(false,))
+    message = ca.sign(image_list(ada), ada)
+    assert f"by another authority of the name {ca.root.dn} than the one in" in refused(ca, message)
+    ca.policy(ca.other, "*")  # nor where its policy is careless
+    assert "another authority of the name" in refused(ca, message)
+    lower = ca.issue("/DC=org/DC=example/CN=Lower CA", false, extensions="ca")
+    bob = ca.issue("/DC=org/DC=example/CN=Bob", lower, chain=(lower, false))
+    ca.policy(ca.root, "*")
+    assert "another authority of the name" in refused(ca, ca.sign(image_list(bob), bob))
+    assert trust.verify_list(ca.sign(image_list(ca.ada)), ca.certificates, now())
+
+
+def test_an_authority_that_comes_with_the_message_is_named_by_the_one_above(tmp_path: Path) -> None:
+    ca = Ca(tmp_path / "ca", 0)
+    bob = ca.issue("/DC=org/DC=example/CN=Bob", ca.middle, chain=(ca.middle,))
+    message, policy = ca.sign(image_list(bob), bob), ca.policy(ca.root, "/DC=org/DC=example/*")
+    assert trust.verify_list(message, ca.certificates, now())
+    policy.unlink()
+    assert f"{ca.middle.dn} is not in {ca.certificates}, and {ca.root.dn}, which certified it, has no" in refused(
+        ca, message)
+    ca.trust(ca.middle)
+    assert trust.verify_list(message, ca.certificates, now())
+    renewed = ca.issue(ca.middle.dn, ca.root, extensions="ca")  # the same name with a new key, beside the old one
+    ca.trust(renewed)
+    carl = ca.issue("/DC=org/DC=example/CN=Carl", renewed)
+    for one in (bob, carl):
+        assert trust.verify_list(ca.sign(image_list(one), one), ca.certificates, now())
+
+
 def test_somebody_who_is_no_authority_certifies_nobody(ca: Ca) -> None:
     mallory = ca.issue("/DC=org/DC=example/CN=Mallory", ca.ada, chain=(ca.ada,))
     assert "does not hold: invalid CA certificate" in refused(ca, ca.sign(image_list(mallory), mallory))

@@ -589,8 +589,17 @@ def test_a_proxy_certificate_is_shown_to_davs_alone(ca: Authority, folder: Path,
     asks = (f"ssl_client_certificate {ca.bundle}; ssl_verify_client optional;"
             "location / { if ($ssl_client_verify != SUCCESS) { return 403; } }")
     with nginx(folder, own=asks, tls=ca.certificate()) as server:
-        get(server.url.replace("https", "davs") + "/")
+        davs = server.url.replace("https", "davs") + "/"
+        assert "403 Forbidden" in refused(davs).message  # nobody but the manifest names this host
+        monkeypatch.setenv("VMJOB_TOKEN_HOSTS", "*.example.org,localhost")
+        get(davs)
         assert "403 Forbidden" in refused(server.url + "/").message
+        leads = f"location / {{ return 307 {server.url.replace('localhost', '127.0.0.1')}$uri; }}"
+        with nginx(folder, own=leads, tls=ca.certificate()) as first:
+            davs = first.url.replace("https", "davs") + "/"
+            assert "403 Forbidden" in refused(davs).message  # the other host is named by the redirect alone
+            monkeypatch.setenv("VMJOB_TOKEN_HOSTS", "127.0.0.1,localhost")
+            get(davs)
 
 
 # ---------------------------------------------------------------- proxies

@@ -12,9 +12,11 @@ import pytest
 import yaml
 
 from tests.conftest import Cli
-from tests.site.jobs import eventually
+from tests.site.jobs import eventually, running
+from tests.site.layout import NODES
 from tests.site.site import Site
 from tests.site.test_submit import Vmjob
+from vmjob import classads
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(180)]
 
@@ -72,3 +74,18 @@ def test_a_node_refuses_what_its_admin_denied_and_knows_a_vo_by_its_token(vmjob:
     assert body["policy"]["policies"] == [PLACE]
     assert body["policy"]["reason"] == body["failure"]["message"]
     assert "boot" not in [stage["name"] for stage in body["stages"]]
+
+
+def test_what_a_submit_file_says_is_no_word_of_htcondors(site: Site, tmp_path: Path) -> None:
+    """Ads as a real starter writes them: each is read, and a line separator of Unicode in a string ends no line. (The
+    token is HTCondor's: the client submitted with one.)"""
+    lines = ("x", "AuthTokenIssuer = https://atlas.example.org/", "AuthTokenGroups = /atlas/production", "")
+    forged = "\u2028".join(lines)
+    copies = 'cp "$_CONDOR_JOB_AD" "$notes.job"; cp "$_CONDOR_MACHINE_AD" "$notes.machine"; chmod a+r "$notes".*'
+    with running(site, tmp_path, copies, **{"+Note": f'"{forged}"', "+Tail": '"C:\\dir"'}) as job:
+        (node,) = [node for node in NODES if (node.folder / "cache" / f"{job.name}.machine").exists()]
+        eventually(lambda: (node.folder / "cache" / f"{job.name}.machine").read_bytes().endswith(b"\n"))
+        ad, machine = (classads.read((node.folder / "cache" / f"{job.name}.{kind}").read_bytes().decode())
+                       for kind in ("job", "machine"))
+    assert ad["note"] == forged and ad["authtokenissuer"] == "ce.vmjob.test" and "authtokengroups" not in ad
+    assert (ad["tail"], ad["clusterid"]) == ("C:\\dir", job.number) and int(machine["cpus"]) > 0

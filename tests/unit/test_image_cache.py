@@ -549,6 +549,7 @@ def test_nobody_else_can_take_the_locks(place: Path, tmp_path: Path) -> None:
 def test_a_lock_that_is_held_for_ever(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, fetch = images(tmp_path / "i", "one", "two")
     store = fill(place, made[:1], fetch)
+    place.chmod(0o700)  # where nobody but this user can have it
     monkeypatch.setattr(uses, "_PATIENCE", 0.01)
     monkeypatch.setattr(eviction, "_PATIENCE", 0.01)
     with store.blobs.uses.claim(made[0].files[0].sha256), pytest.raises(ImageOutOfReach, match=r"uses/.* another"):

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_image_store import QUIET, Counting, _run_many, fork, image, sources
-from vmjob import config
+from vmjob import config, locks
 from vmjob.errors import ImageCorrupt, ImageOutOfReach, Interrupted, ScratchFull
 from vmjob.files import hash_file
-from vmjob.image import locks, transfer
+from vmjob.image import transfer
 from vmjob.image.store import Store
 from vmjob.model import ImageFile, Manifest
 

@@ -22,7 +22,8 @@ LAYERS = [
     {"errors", "model", "units", "process", "config", "progress", "schema", "job", "files", "manifests", "payload",
      "chirp", "glideins", "result", "tokens", "pyz", "pyz_build", "version", "pool_errors", "blockdev", "endorsement",
      "policy", "verdict", "safepath", "sitead", "siteconfig", "site_errors", "matching", "sitememory", "classads",
-     "landlock", "fences", "escapes", "ownnames", "requirements", "nodead", "nodekinds", "runs", "health", "usage",
+     "landlock", "fences", "escapes", "ownnames", "requirements", "nodead", "nodekinds", "runs", "health",
+     "machinetext", "locks", "ownway", "usage",
      "spool", "ledger", ""},
     {"image", "stage", "slot", "vm", "guest", "batch", "node"},
     {"compose", "outcome", "supervise", "prepare", "bundle", "run", "submit", "planning", "api", "slotrun",
@@ -114,6 +115,30 @@ def test_only_process_starts_programs() -> None:
     doors = re.compile(r"\bsubprocess\.(run|Popen|call|check_\w+)\(|\bos\.(system|popen|fork|spawn\w+)\(")
     found = {p.name for p in MODULES if doors.search(p.read_text())}
     assert found == {"process.py"}
+
+
+# Where one of Python's own readers of Unicode may stand, and why.
+_READERS = {
+    "machinetext.py": "isdigit, of text that is ASCII",
+    "tar.py": "isdigit of bytes, which knows ASCII alone",
+}
+
+
+def test_text_of_machines_is_read_by_the_rules_of_machines() -> None:
+    """str.splitlines knows eleven line ends, isdigit hundreds of digits: a stranger's value becomes lines and numbers.
+    vmjob.machinetext has what to call instead."""
+    names = {"splitlines", "isdigit", "isspace", "isdecimal", "isnumeric", "isalpha", "isalnum"}
+    wrong = [f"{path.relative_to(ROOT)}:{node.lineno}: {node.attr}"
+             for path in MODULES if path.name not in _READERS for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.Attribute) and node.attr in names]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_flock_is_called_in_one_place_and_never_without_end() -> None:
+    """A lock that somebody suspended, or hostile, holds for ever must hold nobody else."""
+    found = {str(path.relative_to(ROOT)) for path in MODULES
+             if re.search(r"\bfcntl\.(flock|lockf|LOCK_[A-Z]+)\b", path.read_text())}
+    assert found == {"vmjob/locks.py", "vmjob/node/tree.py"}  # the latter tries the lock of shadow(5), for 15 seconds
 
 
 def test_modules_stay_small() -> None:

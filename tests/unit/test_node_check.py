@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import time
 from pathlib import Path
 
@@ -83,5 +84,12 @@ def test_a_folder_that_all_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("VMJOB_RUNS", str(place))
     monkeypatch.setenv("VMJOB_NODE_CACHE", str(place))
     assert [one.level for one in (*nodecheck._runs(), *nodecheck._node_cache())] == [level, level]
+    if mode == 0o755:  # an admin may make the folders of the cache herself
+        (place / "uid-1000").mkdir()
+        assert [one.level for one in (*nodecheck._runs(), *nodecheck._node_cache())] == [WARNING, OK]
+        (place / "uid-1000").rmdir()
+    if os.getuid() == 0:
+        os.chown(place, 52001, -1)
+        assert "belongs to uid 52001" in next(nodecheck._runs()).text
     place.rmdir()
     assert [one.level for one in (*nodecheck._runs(), *nodecheck._node_cache())] == [WARNING, WARNING]

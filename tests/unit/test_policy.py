@@ -420,6 +420,55 @@ def test_a_syslog_that_takes_nothing_stops_no_job(site: Path, tmp_path: Path) ->
     assert admit(payload(), SLOT).decision  # nobody listens at all
 
 
+# ---------------------------------------------------------------- old payloads
+
+
+@pytest.mark.parametrize(("least", "has", "allowed"), [
+    ("0.2.1", "0.2.1", True), ("0.2.1", "0.2.0", False), ("0.2.1", "0.1.9", False), ("0.2.1", "0.10.0", True),
+    ("0.2.1", "1.0.0", True), ("0.2.1", "0.2.1.dev3", False), ("0.2.1", "0.2.1rc1", False),
+    ("0.2.1", "0.2.1+local", True),
+    ("0.2.1", "0.2.1.post1", True), ("0.2.1", "", False), ("0.2.1", "\u0662.0.0", False), ("0.0.0", "nonsense", False)])
+def test_payloads_with_an_old_vmjob(write: Any, least: str, has: str, allowed: bool) -> None:
+    policy = load(write({"min_version": least}))
+    found = decide(policy, replace(ASKED, version=has))
+    assert found.allowed is allowed
+    if not allowed:
+        assert f"min_version: this payload has vmjob {has}, and none before {least} may run here" in found.reason
+        assert f"install vmjob {least} or later where the job is submitted" in found.hint
+    assert decide(load(write({})), replace(ASKED, version=has)).allowed
+
+
+def test_a_payloads_version_is_its_own(site: Path) -> None:
+    import vmjob
+
+    policy_at(site, {"min_version": vmjob.__version__})
+    allowed = admit(payload(), SLOT).decision
+    assert allowed and allowed.allowed
+    policy_at(site, {"min_version": "999.0.0"})
+    refused = admit(payload(), SLOT)
+    assert refused.decision and not refused.decision.allowed and "999.0.0 or later" in refused.hint
+
+
+@pytest.mark.parametrize("value", [0.2, 1, "0.2", "1", "0.2.1rc1", "v0.2.1", "", ["0.2.1"], "0.2.\u0661"])
+def test_a_least_version_that_is_none_breaks_the_policy(write: Any, value: Any) -> None:
+    with pytest.raises(PolicyBroken, match="min_version"):
+        load(write({"min_version": value}))
+
+
+def test_vmjob_0_1_0_refuses_where_a_least_version_is_asked_for(write: Any, tmp_path: Path) -> None:
+    """It knows no such word, so that the policy is broken for it: refused too, by another name."""
+    import subprocess
+    import sys
+
+    from tests.conftest import ROOT
+
+    old = ROOT / "tests/data/vmjob-0.1.0.pyz"
+    path = write({"min_version": "0.2.1"})
+    done = subprocess.run([sys.executable, str(old), "policy", "check", "--policy", str(path)], capture_output=True,
+                          text=True, env={**os.environ, "HOME": str(tmp_path)})
+    assert done.returncode == 227 and "min_version" in done.stderr
+
+
 # ---------------------------------------------------------------- who asks
 
 

@@ -139,7 +139,7 @@ def jwt(**claims: object) -> str:
     ("opaque", "", False), ("opaque", "*.example.net, *.Example.org", True), ("opaque", "example.org", False),
     (jwt(aud="https://se.example.org.evil.example"), "", False)])
 def test_whom_a_token_is_for(token: str, hosts: str, may: bool) -> None:
-    assert credentials.meant_for(token, "se.example.org", hosts) is may
+    assert credentials.meant_for(token, "se.example.org", {"VMJOB_TOKEN_HOSTS": hosts}) is may
 
 
 def test_tokens_are_found_as_wlcg_says(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from vmjob.batch.jobs import JobInfo, State
 from vmjob.batch.pool import Pool, named
 from vmjob.batch.targets import Place
 from vmjob.errors import CommandMissing, SlotError, VmjobError
+from vmjob.machinetext import last_line, lines
 from vmjob.payload import WRAPPER
 from vmjob.pool_errors import JobsPending, JobUnknown, PoolError
 
@@ -80,7 +81,7 @@ def tail(pool: Pool, job: JobInfo, kind: str) -> bytes:
                        hint=_MISSING)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip()
-        last = said.splitlines()[-1] if said else "no reason given"
+        last = last_line(said, "no reason given")
         raise failed(done.returncode, said, place, str(job.id)) or PoolError(
             f"{place}: job {job.id} cannot be looked into: {last}", "wait until it has ended: vmjob wait")
     return done.stdout
@@ -91,7 +92,7 @@ def failed(status: int, said: str, place: Place, job: str) -> Optional[VmjobErro
     in the slot (which has told its own errors). Pure."""
     if status == 0:
         return None
-    last = next((line for line in reversed(said.splitlines()) if _COMPLAINTS.search(line)), "")
+    last = next((line for line in reversed(lines(said)) if _COMPLAINTS.search(line)), "")
     if "fetch job ad" in last:
         return JobUnknown(f"{place} has no job {job} of yours that runs", "vmjob status shows those there are")
     if status == 1 and last:

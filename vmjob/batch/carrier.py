@@ -7,7 +7,6 @@ submission, whose results come back into the same folder. What is written here i
 
 from __future__ import annotations
 
-import fcntl
 import random
 import re
 import time
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from vmjob import config, process
+from vmjob import config, locks, process
 from vmjob.batch.description import Submission, carrier_description
 from vmjob.batch.pool import Pool, named, number, quote, translated
 from vmjob.batch.targets import Target
@@ -238,8 +237,7 @@ def _alone(pool: Pool, cluster: int) -> Iterator[None]:
     folder = config.cache_dir() / "fetch"
     folder.mkdir(exist_ok=True)
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{pool.name}-{cluster}")
-    with (folder / name).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.held(folder / name, config.stage_timeout()):
         yield
 
 

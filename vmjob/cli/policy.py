@@ -44,6 +44,8 @@ def add_verbs(verbs: Any) -> None:
                      help="this policy instead of those of the node (repeatable)")
     one.add_argument("--list", metavar="FILE", action="append", default=[], dest="lists",
                      help="signed image list that would travel with the job (repeatable)")
+    one.add_argument("--payload-version", metavar="VERSION",
+                     help="as if the payload had this vmjob (default: this one)")
     one.add_argument("--memory", metavar="SIZE", help="as if the job asked for this much memory")
     one.add_argument("--cpus", metavar="N", type=int, help="… this many CPUs")
     one.add_argument("--walltime", metavar="TIME", help="… this much time")
@@ -70,6 +72,7 @@ def check(args: argparse.Namespace) -> int:
 
 def _explain(policies: Sequence[Policy], args: argparse.Namespace) -> int:
     import time
+    from dataclasses import replace
 
     from vmjob import admission, config
     from vmjob.errors import PolicyRefused
@@ -83,7 +86,10 @@ def _explain(policies: Sequence[Policy], args: argparse.Namespace) -> int:
     now, lists = time.time(), [Path(name) for name in args.lists]
     if not args.user:  # what would travel with a job of hers
         lists += lists_of(manifest, Reporter())
-    verdicts = [decide(policy, admission.question(policy, job, manifest, lists, facts, now)) for policy in policies]
+    asked = [admission.question(policy, job, manifest, lists, facts, now) for policy in policies]
+    if args.payload_version:
+        asked = [replace(one, version=args.payload_version) for one in asked]
+    verdicts = [decide(policy, one) for policy, one in zip(policies, asked)]
     allowed = all(verdict.allowed for verdict in verdicts)
     if args.json:
         print(json.dumps(_document(policies, verdicts, manifest, facts, allowed), indent=1))
@@ -150,6 +156,7 @@ def _document(policies: Sequence[Policy], verdicts: Sequence[Verdict], manifest:
 def _summary(policies: Sequence[Policy], as_json: bool) -> int:
     if as_json:
         print(json.dumps({"policies": [{"file": str(one.file), "rules": _count(one.rules), "denied": len(one.denied),
+                                        "min_version": one.min_version,
                                         "trusted": len(one.trusted), "endorsers": [who.name for who in one.endorsers]}
                                        for one in policies]}, indent=1))
         return 0
@@ -164,6 +171,7 @@ def _count(rules: Optional[Sequence[Rule]]) -> Optional[int]:
 def _read(policy: Policy) -> str:
     """The policy in words."""
     lines = [f"{policy.file}: well"]
+    lines += [f"  payloads with a vmjob before {policy.min_version} may run nothing"] if policy.min_version else []
     lines += [f"  endorser {one.name}: {one.dn}, issued by {one.ca}"
               + (f", lists {' or '.join(one.lists)}" if one.lists else "") for one in policy.endorsers]
     lines += [f"  VO {one.name}: " + " or ".join(f"{kind} {' or '.join(globs)}" for kind, globs in (

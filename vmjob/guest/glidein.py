@@ -91,7 +91,7 @@ def check_attributes(glidein: Glidein) -> None:
     """In HTCondor's configuration attributes are settings like others: those that this configuration needs for itself
     are refused. Raises JobError."""
     text = configuration(replace(glidein, attributes=()), 1, Slot("", Path(), 1, 0, 0), "", Times(), 0)
-    ours = {line.partition("=")[0].strip().lower() for line in text.splitlines() if "=" in line and line[0] != "#"}
+    ours = {line.partition("=")[0].strip().lower() for line in text.split("\n") if "=" in line and line[0] != "#"}
     for name, _ in glidein.attributes:
         if name.lower() in ours | _LANGUAGE or name.lower().startswith("vmjob_"):
             raise JobError(f"glidein.attributes: {name} is a setting of HTCondor's in the guest", "choose another name")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.guest.channel import clean
+from vmjob.machinetext import is_number
 from vmjob.result import Failure, Result
 from vmjob.units import MIB, format_size
 
@@ -205,7 +206,7 @@ def _cpus(tried: Tried) -> Verdict:
 
 def _memory(tried: Tried) -> Verdict:
     words, given = tried.facts.get("memory.total", "").split(), tried.result.memory
-    seen = int(words[0]) * 1024 if words and words[0].isdigit() and len(words[0]) < 15 else 0
+    seen = int(words[0]) * 1024 if words and is_number(words[0]) else 0
     right = given * _SHARE - _KERNEL <= seen <= given and seen > 0
     return (PASSED if right else FAILED), f"{format_size(seen)} of {format_size(given)}"
 
@@ -220,7 +221,7 @@ def _time(tried: Tried) -> Verdict:
 
 def _int(tried: Tried, name: str) -> int:
     value = tried.facts.get(name, "")
-    return int(value) if value.isascii() and value.isdigit() and len(value) < 15 else 0
+    return int(value) if is_number(value) else 0
 
 
 def _entropy(tried: Tried, bare: Optional[Tried]) -> Verdict:

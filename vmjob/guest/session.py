@@ -151,7 +151,7 @@ class Session:
     @property
     def console_tail(self) -> tuple[str, ...]:
         """The last lines of the guest's console, made fit for printing."""
-        return tuple(clean(line) for line in self._tail.splitlines() if _NO_PCI not in line)[-40:]
+        return tuple(clean(line) for line in self._tail.split(b"\n") if _NO_PCI not in line)[-40:]
 
     # ------------------------------------------------------------ reading
 
@@ -203,7 +203,7 @@ class Session:
                     log.flush()
                 written += len(data)
                 if _PANIC in self._tail and self.channel.state < State.BYE:
-                    words = self._tail[self._tail.index(_PANIC):].splitlines()[0]
+                    words = self._tail[self._tail.index(_PANIC):].partition(b"\n")[0]
                     self.fail(KernelPanic(f"the guest's kernel panicked: {clean(words)[:200]}",
                                           "see the console in result.json; the image or its boot method is at fault"))
 

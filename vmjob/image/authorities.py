@@ -1,5 +1,9 @@
 """What a folder of trusted authorities says beyond their certificates: who was revoked (HASH.r0, from fetch-crl), and
-which names each may certify (HASH.signing_policy, as Globus has it). Both count where they are there."""
+which names each may certify (HASH.signing_policy, as Globus has it). Both count where they are there.
+
+And whose name is whose: an authority is a certificate in the folder, never a name. Any trusted authority can make one
+below itself that is called as another. So who certified a signer is in the folder with the very key that did; one that
+comes with the message instead counts if the signing policy of the authority above it names it."""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from pathlib import Path
 from vmjob import process
 from vmjob.errors import EndorsementRefused
 from vmjob.image import x509
+from vmjob.machinetext import lines, read
 
 _TIMEOUT = 120
 MOST = 20  # certificates in a message
@@ -51,6 +56,45 @@ def check(signer: x509.Certificate, others: Sequence[x509.Certificate], ca_dir: 
         todo += [found for path in ca_dir.glob(f"{digits}.[0-9]*") for found in _installed(path)]
 
 
+def anchored(signer: x509.Certificate, others: Sequence[x509.Certificate], ca_dir: Path, spare: Path) -> None:
+    """Refuse a signer who was certified by an authority that only bears the name of another. ``others``: certificates
+    of the message; ``spare``: a folder for files. Raises EndorsementRefused.
+
+    Every certificate above hers, up to the first one that is in the folder: its key signed the one below."""
+    todo, seen, why = [signer], set[bytes](), ""
+    while todo:
+        one = todo.pop()
+        if one.der in seen:
+            continue
+        seen.add(one.der)
+        digits = _issuer_hash(one)
+        installed = [found for path in sorted(ca_dir.glob(f"{digits}.[0-9]*")) for found in _installed(path)]
+        trusted = any(found.der == one.der or _issued(one, found, spare) for found in installed)
+        named = one is signer or (ca_dir / f"{digits}.signing_policy").exists()  # which allows the name, says check()
+        if trusted and named:
+            return
+        if trusted:
+            why = why or (f"the authority {one.subject} is not in {ca_dir}, and {one.issuer}, which certified it, has "
+                          "no signing policy there that names it")
+        elif installed:
+            why = f"{one.subject} was certified by another authority of the name {one.issuer} than the one in {ca_dir}"
+        elif named:
+            todo += [above for above in others if above.subject == one.issuer and _issued(one, above, spare)]
+    raise EndorsementRefused(why or f"the chain from {signer.subject} to an authority in {ca_dir} has a gap",
+                             "if you do trust that authority: install its certificate there (openssl rehash), or the "
+                             "signing policy of the one above it")
+
+
+def _issued(one: x509.Certificate, above: x509.Certificate, spare: Path) -> bool:
+    """Did the key of ``above`` sign ``one``?"""
+    (spare / "above.pem").write_bytes(above.pem)
+    (spare / "below.pem").write_bytes(one.pem)
+    return process.run(
+        [process.require("openssl", "openssl"), "verify", "-partial_chain", "-CAfile", spare / "above.pem",
+         "-no-CApath", "-no_check_time", "-purpose", "any", spare / "below.pem"], check=False,
+        env=environment(Path(os.devnull)), timeout=_TIMEOUT).returncode == 0
+
+
 def _issuer_hash(one: x509.Certificate) -> str:
     return process.run([process.require("openssl", "openssl"), "x509", "-noout", "-issuer_hash"], input=one.pem,
                        timeout=_TIMEOUT).stdout.decode().strip()
@@ -83,12 +127,12 @@ def _not_revoked(one: x509.Certificate, ca_dir: Path, now: float, spare: Path) -
 
 def _may_certify(one: x509.Certificate, policy: Path) -> None:
     try:
-        text = policy.read_text(errors="replace")
+        text = read(policy)
     except OSError as unreadable:
         raise EndorsementRefused(f"{policy}: cannot be read: {unreadable.strerror}",
                                  "make it readable for everybody") from unreadable
     issuer = ""
-    for line in text.splitlines():
+    for line in lines(text):
         words = re.match(r"\s*(access_id_CA|cond_subjects)\s+\S+\s+(.+?)\s*$", line)
         if words and words.group(1) == "access_id_CA":
             issuer = words.group(2).strip("'\"")

@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Optional
 
-from vmjob import config
+from vmjob import config, locks
 from vmjob.errors import ImageCorrupt, ImageMissing, ScratchFull
 from vmjob.files import FULL, hash_file
-from vmjob.image import locks
 from vmjob.image.stamps import Stamps, identity
 from vmjob.image.transfer import ROOM, STILL, copy_file, expect, hash_expected, receive_file
 from vmjob.image.uses import Uses
@@ -270,7 +268,7 @@ class Blobs:
         path = self.root / "locks" / name
         lock = locks.open_own(path)
         try:
-            locks.wait(lock, fcntl.LOCK_EX, path, config.stage_timeout(), self.note)
+            locks.wait(lock, locks.ALONE, path, config.stage_timeout(), self.note)
             yield
         finally:
             os.close(lock)

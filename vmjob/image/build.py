@@ -21,6 +21,7 @@ from vmjob.files import hash_file
 from vmjob.image import debian, ext4, guestfiles, manifest, micro, pip, qcow2
 from vmjob.image import recipe as recipes
 from vmjob.image.recipe import Recipe
+from vmjob.machinetext import lines, read
 from vmjob.model import Boot, ImageFile, Manifest
 from vmjob.progress import Reporter
 
@@ -146,7 +147,7 @@ def _compress(raw: Path, target: Path, size: int) -> ImageFile:
 
 def _versions(root: Path, plan: Recipe) -> list[str]:
     """``package=version`` of the kernel and of what the recipe names."""
-    status = (root / "var/lib/dpkg/status").read_text(errors="replace")
+    status = read(root / "var/lib/dpkg/status")
     have = dict(re.findall(r"^Package: (\S+)\n(?:.+\n)*?Version: (\S+)", status, re.MULTILINE))
     asked = [re.split(r"[:=/]", word)[0] for word in plan.packages]
     return [(root / "usr/lib/vmjob/kernel").read_text().strip(), *(f"{p}={have[p]}" for p in asked if p in have)]
@@ -187,4 +188,4 @@ def _workspace(namespace: Sequence[str]) -> Iterator[Path]:
 
 
 def _tail(output: str) -> str:
-    return "the last it printed: " + " | ".join(output.splitlines()[-3:]) if output else ""
+    return "the last it printed: " + " | ".join(lines(output)[-3:]) if output else ""

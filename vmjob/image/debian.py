@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vmjob import process
 from vmjob.errors import BuildFailed, CommandFailed
+from vmjob.machinetext import lines, read
 
 _HINT = "see whether this machine reaches its Debian mirror: sudo apt-get update"
 
@@ -77,7 +78,7 @@ def load_order(modules: Path, wanted: Iterable[str], loaded: Sequence[str] = ())
     left out. Raises BuildFailed for an unknown module.
     """
     files = {_word(p.name.split(".ko")[0]): p for p in sorted(modules.rglob("*.ko*"))}
-    built_in = {_word(Path(line).stem) for line in (modules / "modules.builtin").read_text().splitlines()}
+    built_in = {_word(Path(line).stem) for line in lines(read(modules / "modules.builtin"))}
     order: dict[str, Path] = {}
 
     def add(name: str) -> None:

@@ -6,7 +6,6 @@ One process evicts at a time, and waits for no user: what somebody uses (image.u
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
 import time
@@ -15,8 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmjob import config
-from vmjob.image import locks
+from vmjob import config, locks
 from vmjob.image.blobs import Blobs
 from vmjob.image.inventory import Group, is_store, refuse_store, survey, used_bytes
 from vmjob.units import format_size
@@ -145,7 +143,7 @@ def _sweep(blobs: Blobs, kept: set[str]) -> None:
 def _alone(root: Path) -> Iterator[None]:
     lock = locks.open_own(root / "prune.lock")
     try:
-        locks.wait(lock, fcntl.LOCK_EX, root / "prune.lock", _PATIENCE)
+        locks.wait(lock, locks.ALONE, root / "prune.lock", _PATIENCE)
         yield
     finally:
         os.close(lock)

@@ -20,6 +20,7 @@ from typing import BinaryIO, Optional
 from vmjob import blockdev, process
 from vmjob.errors import CommandFailed, ImageCorrupt, ImageMissing, ImageRefused
 from vmjob.image import partitions
+from vmjob.machinetext import last_line, lines
 from vmjob.units import MIB
 
 _QCOW2_KNOWN = 0b11001  # dirty, compression type, extended L2; not 2 (corrupt) and 4 (external data file)
@@ -266,8 +267,8 @@ def _whole(path: Path, form: str) -> None:
             return
         if failed.returncode == 63:  # this format knows no check
             return
-        lines = failed.output.splitlines() or [failed.message]
-        last = next((line for line in lines if line.startswith("ERROR")), lines[-1])
+        error = next((line for line in lines(failed.output) if line.startswith("ERROR")), "")
+        last = error or last_line(failed.output, failed.message)
         raise ImageCorrupt(f"{path}: {form} disk is damaged or cut short: {last}", "fetch it again") from failed
 
 

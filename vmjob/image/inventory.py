@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class Group:
 
 def is_store(root: Path) -> bool:
     """Whether it is a user's own store, however it is spelled, and no cache: nothing in it is ever evicted."""
-    return (root / "names").is_dir() or root.resolve() == config.store_dir().resolve()
+    return (root / "names").is_dir() or root.resolve() == config.own_store().resolve()
 
 
 def refuse_store(root: Path) -> None:
@@ -102,7 +103,7 @@ def derived(manifest_path: Path) -> list[str]:
         keys = manifest_path.with_suffix(".derived").read_text().split()
     except (OSError, UnicodeDecodeError):
         return []
-    return [DERIVED + key for key in keys if key.isalnum()]
+    return [DERIVED + key for key in keys if re.fullmatch(r"[0-9A-Za-z]+", key)]
 
 
 def used_bytes(root: Path) -> int:

@@ -20,6 +20,7 @@ from typing import NoReturn, Optional
 from vmjob import blockdev, process
 from vmjob.errors import HostError, ImageCorrupt
 from vmjob.fences import fence
+from vmjob.machinetext import last_line
 
 MAX_READ = 2**20  # bytes that one request asks for
 _DEPTH = 8  # requests on their way: qemu-nbd unpacks compressed clusters in several threads
@@ -148,8 +149,8 @@ def serve(chain: Sequence[tuple[str, str]], spare: Optional[Path] = None) -> Ite
         except (HostError, OSError) as failed:  # it listens before it has opened the disk
             _end(child)
             said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines() or [str(failed)]
-            raise HostError(f"{name}: qemu-nbd cannot open it: {lines[-1]}", _HINT) from failed
+            last = last_line(said.read().decode(errors="replace"), str(failed))
+            raise HostError(f"{name}: qemu-nbd cannot open it: {last}", _HINT) from failed
         stack.callback(reader.disconnect)
         yield reader
 

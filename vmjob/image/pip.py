@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vmjob import process
 from vmjob.errors import BuildFailed, CommandFailed
+from vmjob.machinetext import lines, read
 
 
 def guest_python(root: Path) -> tuple[int, int]:
@@ -23,7 +24,7 @@ def guest_python(root: Path) -> tuple[int, int]:
 
 def guest_glibc(root: Path) -> int:
     """The minor version of glibc 2 in an unpacked tree; it decides which wheels run there."""
-    status = (root / "var/lib/dpkg/status").read_text(errors="replace")
+    status = read(root / "var/lib/dpkg/status")
     found = re.search(r"^Package: libc6\n(?:.+\n)*?Version: 2\.(\d+)", status, re.MULTILINE)
     if not found:
         raise BuildFailed("there is no libc6 in this image", "the suite must be a Debian for amd64")
@@ -50,7 +51,7 @@ def install(requirements: Sequence[str], root: Path, overlay: Path) -> tuple[str
     try:
         process.run(argv(requirements, target, python, guest_glibc(root)))
     except CommandFailed as failed:
-        error = next((line for line in failed.output.splitlines() if "ERROR" in line), failed.message)
+        error = next((line for line in lines(failed.output) if "ERROR" in line), failed.message)
         raise BuildFailed(f"pip: {error}", "only packages with a wheel for the guest's Python do") from failed
     if (target / "bin").is_dir():
         _scripts(target / "bin", overlay / "usr/local/bin")
@@ -77,8 +78,8 @@ def _settle(info: Path) -> str:
     """Take out what tells of this machine: hashes of scripts with its paths, where a wheel was found."""
     record = info / "RECORD"
     if record.exists():
-        lines = [line for line in record.read_text().splitlines() if not re.match(r"\.\./|bin/|.*direct_url", line)]
-        record.write_text("\n".join(sorted(lines)) + "\n")
+        kept = [line for line in lines(read(record)) if not re.match(r"\.\./|bin/|.*direct_url", line)]
+        record.write_text("\n".join(sorted(kept)) + "\n")
     (info / "direct_url.json").unlink(missing_ok=True)
     name, _, version = info.name[:-len(".dist-info")].rpartition("-")
     return f"{name}=={version}"

@@ -24,6 +24,7 @@ from typing import Optional
 from vmjob import process
 from vmjob.errors import CommandFailed, EndorsementRefused, JobError
 from vmjob.image import authorities, x509
+from vmjob.machinetext import last_line
 
 LARGEST = 256 * 2**20  # bytes of a message
 _TIMEOUT = 120  # seconds that one openssl may take
@@ -73,6 +74,7 @@ def _signer(text: bytes, raw: bytes, ca_dir: Path, now: float, folder: Path) -> 
         raise EndorsementRefused(f"the message has {len(signers)} signers, not one", _ANEW)
     signer = _certificate(signers[0])
     authorities.check(signer, others, ca_dir, now, folder)
+    authorities.anchored(signer, others, ca_dir, folder)
     return signer
 
 
@@ -264,5 +266,4 @@ def _top(certificates: list[x509.Certificate]) -> Optional[x509.Certificate]:
 
 
 def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return re.sub(r"^[0-9A-F]+:error:", "", lines[-1]) if lines else "openssl said nothing"
+    return re.sub(r"^[0-9A-F]+:error:", "", last_line(text, "openssl said nothing"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
-from vmjob import config
+from vmjob import config, locks
 from vmjob.errors import ImageCorrupt, ImageError, ImageMissing
 from vmjob.image import formats
 from vmjob.image import manifest as manifests
@@ -57,7 +56,7 @@ class Store:
 
         Raises ImageCorrupt where a file is not what the manifest says, ImageMissing, ScratchFull.
         """
-        with self._lock(fcntl.LOCK_SH), _bar(reporter, f"add {manifest.name}", manifest.size) as bar:
+        with self._lock(locks.SHARED), _bar(reporter, f"add {manifest.name}", manifest.size) as bar:
             for file in manifest.files:
                 source = (sources or {}).get(file.role, folder / file.path)
                 if file.role == "disk" and source.exists():
@@ -68,7 +67,7 @@ class Store:
 
     def describe(self, manifest: Manifest, name: str) -> None:
         """Take in an image that is elsewhere, under ``name``: its files come from its sources when they are needed."""
-        with self._lock(fcntl.LOCK_SH):
+        with self._lock(locks.SHARED):
             sources = manifest.sources
             with contextlib.suppress(ImageError):  # it may have been made here
                 sources = tuple(dict.fromkeys((*self._load(_hex(manifest)).sources, *sources)))[:256]
@@ -77,7 +76,7 @@ class Store:
 
     def unname(self, name: str, digest: str) -> None:
         """``name`` no longer means the image with this digest, if it does; the image stays."""
-        with self._lock(fcntl.LOCK_EX):
+        with self._lock(locks.ALONE):
             if self.names().get(name) == digest:
                 (self.root / "names" / name).unlink(missing_ok=True)
 
@@ -195,7 +194,7 @@ class Store:
 
     def remove(self, ref: str) -> Manifest:
         """Remove an image, the names that mean it, and the blobs that no other image needs."""
-        with self._lock(fcntl.LOCK_EX):
+        with self._lock(locks.ALONE):
             gone = self.find(ref)
             for name, digest in self.names().items():
                 if digest == gone.digest:
@@ -287,8 +286,7 @@ class Store:
     def _lock(self, how: int) -> Iterator[None]:
         """Adding may go on side by side; removing waits for it, or a blob could go while its manifest comes."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("a") as file:
-            fcntl.flock(file, how)
+        with locks.held(self.root / "lock", config.stage_timeout(), how, self._note, "adds or removes images"):
             yield
 
 

@@ -4,7 +4,7 @@ A folder (a user's, or one that an admin keeps for a whole site) holds for each 
 
     N.json           what is known: the list, its endorser, its version, what it named and what it withdrew
     N-HEX.smime      the signed message that N.json means, by the beginning of its SHA-256
-    lock             flock: one process changes the folder
+    lock             locked (0600): one process changes the folder
 
 The message is written first, the state renamed into its place last: kill -9 leaves the list as it was. Identifier,
 endorser and authority belong together from the first time on; a version that is older never comes back.
@@ -13,7 +13,6 @@ endorser and authority belong together from the first time on; a version that is
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -23,13 +22,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
-from vmjob import config
+from vmjob import config, locks
 from vmjob.endorsement import Endorser
 from vmjob.errors import EndorsementRefused, ImageMissing, VmjobError
 from vmjob.image.imagelist import time_text, version_key
 from vmjob.image.trust import SignedList
 
 SITE = Path("/var/lib/vmjob/lists")
+_PATIENCE = 60.0  # seconds; who changes the folder has the lock for an instant
 _ANSWER = "ask the endorser; vmjob image subscribe --remove forgets this list"
 
 
@@ -241,6 +241,5 @@ def _write(target: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o755)
-    with (folder / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locks.held(folder / "lock", _PATIENCE):
         yield

@@ -7,13 +7,15 @@ use. Whoever evicts takes the lock for itself alone, without waiting, and remove
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
-from vmjob.image import locks
+from vmjob import locks
+
+log = logging.getLogger("vmjob.image")
 
 _PATIENCE = 30.0  # seconds; who evicts has a lock for an instant
 
@@ -27,16 +29,21 @@ class Uses:
 
     def take(self, name: str) -> Optional[int]:
         """From now on ``name`` is used, until ``leave`` or our end. None where this cannot be told (a read-only folder:
-        nobody evicts there). Raises TimeoutError naming the file that somebody has locked: others may read these."""
+        nobody evicts there). Raises TimeoutError naming the file that somebody has locked; in a cache that others may
+        read, where it may be anybody who holds up the owner, a new file takes its place."""
         while True:
             try:
                 lock = _open(self.folder / name, read_only=self._theirs)
             except OSError:
                 return None
             try:
-                locks.wait(lock, fcntl.LOCK_SH, self.folder / name, 0 if self._theirs else _PATIENCE)
+                locks.wait(lock, locks.SHARED, self.folder / name, 0 if self._theirs else _PATIENCE)
             except BaseException as failure:  # a signal, while we waited
                 os.close(lock)
+                if isinstance(failure, TimeoutError) and self._open_to_others():
+                    log.warning("%s: %s: another file takes its place", self.folder / name, failure.strerror)
+                    self.forget(name)
+                    continue
                 if isinstance(failure, OSError) and (self._theirs or not isinstance(failure, TimeoutError)):
                     return None
                 raise
@@ -69,7 +76,7 @@ class Uses:
     def free(self, name: str) -> bool:
         """Whether nobody uses ``name`` at this moment; writes nothing."""
         try:
-            lock = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            lock = locks.open_for_reading(self.folder / name)
         except OSError:
             return True
         free = _locked(lock)
@@ -93,6 +100,11 @@ class Uses:
             if not self._theirs:
                 os.utime(lock)
 
+    def _open_to_others(self) -> bool:
+        with contextlib.suppress(OSError):
+            return not self._theirs and bool(self.folder.parent.stat().st_mode & 0o011)
+        return False
+
     def _same(self, name: str, lock: int) -> bool:
         try:
             return os.path.samestat((self.folder / name).lstat(), os.fstat(lock))
@@ -102,7 +114,7 @@ class Uses:
 
 def _open(path: Path, read_only: bool = False) -> int:
     """For a lock reading is enough. Raises OSError."""
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     if read_only:
         return os.open(path, os.O_RDONLY | flags)
     try:
@@ -114,9 +126,8 @@ def _open(path: Path, read_only: bool = False) -> int:
 
 def _locked(lock: int) -> bool:
     """For us alone, without waiting; closes ``lock`` where it is not to be had."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        return False
-    return True
+    with contextlib.suppress(OSError):
+        if locks.attempt(lock):
+            return True
+    os.close(lock)
+    return False

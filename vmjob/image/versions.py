@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from string import ascii_letters, digits
 from typing import Any
 
 OPERATORS = ("<=", ">=", "!=", "<", "=", ">")
@@ -93,7 +94,7 @@ def _dpkg_part(a: str, b: str) -> int:
 def _dpkg_head(text: str) -> tuple[list[int], int, str]:
     match = re.match(r"([^0-9]*)([0-9]*)", text)
     assert match
-    letters = [-1 if c == "~" else ord(c) if c.isascii() and c.isalpha() else ord(c) + 256 for c in match.group(1)]
+    letters = [-1 if c == "~" else ord(c) if c in ascii_letters else ord(c) + 256 for c in match.group(1)]
     return [*letters, 0], _number(match.group(2)), text[match.end():]
 
 
@@ -130,13 +131,13 @@ def rpmvercmp(a: str, b: str) -> int:
         else:
             if not a or not b:
                 break
-            kind = r"[0-9]+" if a[0].isdigit() else r"[A-Za-z]+"
+            kind = r"[0-9]+" if a[0] in digits else r"[A-Za-z]+"
             one, two = re.match(kind, a), re.match(kind, b)
             assert one
             if not two:  # a number is newer than letters
-                return 1 if a[0].isdigit() else -1
+                return 1 if a[0] in digits else -1
             x, y = one.group(), two.group()
-            order = _order(_number(x), _number(y)) if a[0].isdigit() else _order(x, y)
+            order = _order(_number(x), _number(y)) if a[0] in digits else _order(x, y)
             if order:
                 return order
             a, b = a[len(x):], b[len(y):]
@@ -174,7 +175,7 @@ def _pip_key(version: str) -> tuple[Any, ...]:
     stage = (_PRE[pre.lower()], _number(pre_n)) if pre else (-1, 0) if dev and not has_post else (3, 0)
     after = _number(post_n or post_m or "") if has_post else -1
     before = _number(dev_n) if dev else float("inf")
-    words = tuple((1, _number(word), "") if word.isdigit() else (0, 0, word.lower())
+    words = tuple((1, _number(word), "") if not word.strip(digits) else (0, 0, word.lower())
                   for word in re.split(r"[-_.]", local)) if local else ()
     return _number(epoch or ""), numbers, stage, after, before, words
 

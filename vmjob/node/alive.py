@@ -3,7 +3,6 @@ the kernel's word: whose a file is, and whether it is locked."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import stat
@@ -12,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Optional
 
-from vmjob import runs
+from vmjob import locks, runs
+from vmjob.machinetext import is_number
 from vmjob.node import snippets
 from vmjob.node.tree import Tree
 from vmjob.node.wipe import FOLDER, names
@@ -72,7 +72,7 @@ def _working(tree: Tree) -> Iterator[str]:
 def _processes() -> Iterator[str]:
     """QEMUs whose working folder is a run's: also those that are registered nowhere."""
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+        if is_number(entry.name):
             with suppress(OSError):
                 place = str((entry / "cwd").readlink())
                 command = (entry / "cmdline").read_bytes().split(b"\0")[0]
@@ -115,11 +115,7 @@ def _locked(place: Optional[int], name: str, owner: Optional[int], record_lock: 
             return False
         if record_lock:
             return runs.held(handle)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
+        return not locks.attempt(handle)
     except OSError:
         return False
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Optional
 
 from vmjob import process
+from vmjob.machinetext import is_number, lines
 from vmjob.node import plan, record, snippets, udev
 from vmjob.node.plan import Change, Plan, State
 from vmjob.node.tree import Tree
@@ -79,10 +80,10 @@ def users_of(tree: Tree) -> Mapping[str, int]:
     """Accounts of the node with the number of each one's own group: those in its /etc/passwd, and on this node itself
     those of LDAP and the like too, as far as these tell them all."""
     found: dict[str, int] = _Named() if tree.real else {}
-    for line in (tree.read(_PASSWD) or "").splitlines():
+    for line in lines(tree.read(_PASSWD) or ""):
         parts = line.split(":")
-        if len(parts) == 7 and parts[3].isdigit():
-            found[parts[0]] = int(parts[3])
+        if len(parts) == 7 and is_number(parts[3]):
+            found.setdefault(parts[0], int(parts[3]))  # the C library takes the first, too
     if tree.real:
         import pwd
 
@@ -92,8 +93,8 @@ def users_of(tree: Tree) -> Mapping[str, int]:
 
 def _number(tree: Tree, user: str) -> Optional[int]:
     """The number of an account of the tree."""
-    parts = (line.split(":") for line in (tree.read(_PASSWD) or "").splitlines())
-    return next((int(one[2]) for one in parts if one[0] == user and len(one) == 7 and one[2].isdigit()), None)
+    parts = (line.split(":") for line in lines(tree.read(_PASSWD) or ""))
+    return next((int(one[2]) for one in parts if one[0] == user and len(one) == 7 and is_number(one[2])), None)
 
 
 def _elsewhere(group: str) -> None:
@@ -117,9 +118,9 @@ def _taken(tree: Tree) -> frozenset[int]:
 
 def _range(tree: Tree) -> tuple[int, int]:
     """Numbers of system groups, as login.defs(5) has them."""
-    words = dict(line.split()[:2] for line in (tree.read(_LOGIN) or "").splitlines() if len(line.split()) >= 2)
+    words = dict(line.split()[:2] for line in lines(tree.read(_LOGIN) or "") if len(line.split()) >= 2)
     first, last = words.get("SYS_GID_MIN", ""), words.get("SYS_GID_MAX", "")
-    return int(first) if first.isdigit() else 101, int(last) if last.isdigit() else 999
+    return int(first) if is_number(first) else 101, int(last) if is_number(last) else 999
 
 
 def chosen(users: Sequence[str], maps: Sequence[Path], known: Mapping[str, int]) -> Found:
@@ -201,7 +202,7 @@ def hints(tree: Tree, wanted: Plan) -> list[str]:
     if tree.mode(snippets.SLURM) is not None:
         import socket
 
-        said += ["for Slurm, by hand:", *(f"  {line}" for line in snippets.slurm(socket.gethostname()).splitlines())]
+        said += ["for Slurm, by hand:", *(f"  {line}" for line in lines(snippets.slurm(socket.gethostname())))]
     if any(change.path == plan.GROUP for change in wanted.files):
         said.append("who is logged in, and daemons that run, see the group only anew: restart condor or slurmd")
     return said

@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Optional
 
+from vmjob.machinetext import is_number
+
 _OPEN = ("", "!", "!!", "*", "x")  # passwords that are none
 
 
@@ -73,7 +75,7 @@ def without(one: Entry, gone: Collection[str]) -> Entry:
 def numbers(text: str) -> set[int]:
     """The numbers of all groups in /etc/group."""
     parts = (line.split(":") for line in _lines(text))
-    return {int(one[2]) for one in parts if len(one) >= 3 and one[2].isdigit()}
+    return {int(one[2]) for one in parts if len(one) >= 3 and is_number(one[2])}
 
 
 def masked(text: str) -> str:

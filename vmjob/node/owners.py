@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from vmjob import process
 from vmjob.errors import VmjobError
+from vmjob.machinetext import lines
 from vmjob.node.tree import Tree
 
 _DPKG = PurePosixPath("/var/lib/dpkg/info")
@@ -28,8 +29,8 @@ def owned(tree: Tree) -> Owned:
     """Reads what dpkg and rpm have written down. Raises NodeUnchanged."""
     names = sorted(match[1] for name in tree.names(_DPKG) if (match := _LIST.match(name)))
     if names:
-        lines = [line for name in names for line in (tree.read(_DPKG / f"{name}.list") or "").splitlines()]
-        return Owned(frozenset(map(PurePosixPath, lines)), f"apt-get purge {' '.join(names)}")
+        listed = [line for name in names for line in lines(tree.read(_DPKG / f"{name}.list") or "")]
+        return Owned(frozenset(map(PurePosixPath, listed)), f"apt-get purge {' '.join(names)}")
     if not any(tree.found(place) for place in _RPM) or not process.which("rpm"):
         return Owned()
     paths: list[str] = []
@@ -41,6 +42,6 @@ def owned(tree: Tree) -> Owned:
             continue
         if done.returncode == 0:
             names.append(name)
-            paths += done.stdout.decode(errors="replace").splitlines()
+            paths += lines(done.stdout.decode(errors="replace"))
     return Owned(frozenset(PurePosixPath(one) for one in paths if one.startswith("/")),
                  f"rpm -e {' '.join(names)}" if names else "")

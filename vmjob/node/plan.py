@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Optional
 
+from vmjob.machinetext import is_number, lines
 from vmjob.node import groupfile, snippets
 from vmjob.node.record import RECORD, Record, digest
 from vmjob.node.usermap import NAME
@@ -76,11 +77,11 @@ def _folder(path: PurePosixPath, old: Optional[int], new: Optional[int]) -> str:
 
 def _diff(change: Change) -> str:
     show = groupfile.masked if change.path in _SECRET else str
-    old, new = ([] if text is None else show(text).splitlines() for text in (change.old, change.new))
+    old, new = ([] if text is None else lines(show(text)) for text in (change.old, change.new))
     head = f"new file {change.path}\n" if change.old is None else ""
-    lines = difflib.unified_diff(old, new, "/dev/null" if change.old is None else str(change.path),
+    changed = difflib.unified_diff(old, new, "/dev/null" if change.old is None else str(change.path),
                                  "/dev/null" if change.new is None else str(change.path), n=1, lineterm="")
-    text = head + "".join(f"{line}\n" for line in lines)
+    text = head + "".join(f"{line}\n" for line in changed)
     return text.encode(errors="replace").decode()
 
 
@@ -115,7 +116,7 @@ def _members(state: State, group: str, users: Sequence[str]) -> tuple[Record, li
         gid = _free(state, text)
         line, made = groupfile.Entry(group, "x", str(gid), ()), True
     else:
-        if not there.number.isdigit():
+        if not is_number(there.number):
             raise NodeUnchanged(f"{GROUP}: the group {group} has the number {there.number!r}", "mend it first: vigr")
         gid, line, made = int(there.number), there, was.made and was.gid == int(there.number)
     wanted = [who for who in users if state.users.get(who) != gid]  # whose own group it is, is in it

@@ -257,7 +257,7 @@ def _mounts(tree: Tree, wanted: Removal) -> str:
     """A place below what is to go where something is mounted; empty: none."""
     tops = [str(tree.root.resolve() / str(one.path).lstrip("/")) for one in wanted.trees if one.kind == TREE]
     try:
-        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+        lines = Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]
     except OSError:
         return ""
     for line in lines:

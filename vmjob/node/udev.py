@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+from vmjob.machinetext import lines, read
+
 FOLDERS = ("etc/udev/rules.d", "run/udev/rules.d", "usr/local/lib/udev/rules.d", "usr/lib/udev/rules.d",
            "lib/udev/rules.d")
 KVM = Path("/dev/kvm")
@@ -31,7 +33,7 @@ def files(root: Path = Path("/")) -> dict[str, tuple[str, str]]:
         try:
             for path in (root / folder).glob("*.rules"):
                 if path.name not in found:
-                    found[path.name] = (f"/{folder}/{path.name}", path.read_text(errors="replace"))
+                    found[path.name] = (f"/{folder}/{path.name}", read(path))
         except OSError:  # a link into nowhere, or one we may not read: it has no say
             continue
     return found
@@ -42,7 +44,7 @@ def for_kvm(rules: Mapping[str, tuple[str, str]]) -> Optional[Rule]:
     group, mode, file = "root", 0o600, ""
     for name in sorted(rules):
         path, text = rules[name]
-        for line in text.replace("\\\n", "").splitlines():
+        for line in lines(text.replace("\\\n", "")):
             if line.lstrip().startswith("#") or not _KVM.search(line):
                 continue
             for key, value in _SETS.findall(line):

@@ -10,6 +10,8 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from vmjob.machinetext import lines
+
 _LONGEST = 8192  # of a line
 _METHODS = "anonymous claimtobe fs fs_remote gsi idtoken idtokens kerberos munge ntsspi password pool scitoken " \
     "scitokens ssl token tokens *"
@@ -35,7 +37,7 @@ def accounts(text: str, where: str, known: Collection[str]) -> Found:
     """Those of ``known``, the accounts of this node, whom a map names. ``where``: the map, for messages."""
     users: dict[str, None] = {}
     odd: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines(text), 1):
         place = f"{where}:{number}"
         words = line.strip()
         if not words or words.startswith("#"):

@@ -173,7 +173,8 @@ class Announcer(Reporter):
 
     def _set(self, chirp: Chirp, name: str, value: Value) -> bool:
         """False: worth another try."""
-        text = literal(value).strip('"')
+        text = literal(value)
+        text = text[1:-1].replace('\\"', '"') if isinstance(value, str) else text
         if self._told.get(name.lower(), "" if isinstance(value, str) else "false") == text:
             return True
         try:

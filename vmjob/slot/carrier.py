@@ -8,7 +8,7 @@ from vmjob.chirp import Chirp
 from vmjob.errors import JobError
 
 # HTCondor's spool: SPOOL/(cluster mod 10000)/(proc mod 10000)/clusterC.procP.subproc0
-_SPOOLED = re.compile(r"(/.*)/\d+/\d+/cluster\d+\.proc\d+\.subproc\d+/*\Z")
+_SPOOLED = re.compile(r"(/.*)/\d+/\d+/cluster\d+\.proc\d+\.subproc\d+/*\Z", re.ASCII)
 
 
 def find(place: str, chirp: Chirp) -> str:
@@ -21,7 +21,7 @@ def folder(place: str, iwd: str) -> str:
     our own job's (``iwd``), which is a neighbour. Raises JobError."""
     if place.startswith("/"):
         return place.rstrip("/") or "/"
-    number = re.fullmatch(r"(\d{1,9})\.(\d{1,9})", place)
+    number = re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})", place)
     if not number:
         raise JobError(f"{place} at the submit side: neither an absolute folder nor the CLUSTER.PROC of a job",
                        "submit again with vmjob submit")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from vmjob import locks
 from vmjob.errors import SlotError
 from vmjob.slot.scratch import PREFIX
 
@@ -49,11 +49,9 @@ def _lives(folder: Path) -> bool:
     with suppress(OSError):
         if folder.lstat().st_uid != os.geteuid():
             return False
-        handle = os.open(folder / _LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        handle = locks.open_for_reading(folder / _LOCK)
         try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            return not locks.attempt(handle, locks.SHARED)
         finally:
             os.close(handle)
     return False

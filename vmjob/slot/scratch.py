@@ -6,7 +6,6 @@ Both rest on flock: the kernel lets go of it however the holder ends, kill -9 in
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import tempfile
@@ -16,8 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Optional
 
+from vmjob import locks
 from vmjob.errors import FolderBusy, ScratchFull, SlotError
 from vmjob.files import FULL, real_kind, remove_tree
+from vmjob.machinetext import is_number
 from vmjob.units import format_size
 
 log = logging.getLogger("vmjob.slot")
@@ -27,7 +28,7 @@ _UNBORN = ".vmjob-new-"
 _LOCK = ".lock"
 _CLAIM = ".vmjob.lock"
 _UNBORN_AGE = 600  # seconds after which a folder that never got its lock is a dead run's
-_OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+_OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @contextmanager
@@ -117,13 +118,10 @@ def _remove_if_dead(folder: Path) -> bool:
 def try_lock(handle: int) -> Optional[bool]:
     """True: the lock is ours; False: another holds it; None: this file system has no locks."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return locks.attempt(handle)
     except OSError as unable:
         log.warning("this file system has no locks (%s): two runs in one folder go unseen", unable.strerror)
         return None
-    return True
 
 
 def check_free(folder: Path, needed: int) -> None:
@@ -159,14 +157,14 @@ def _claimed(folder: Path, path: Path) -> int:
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, _OPEN | os.O_CREAT, 0o600)
+            handle = locks.open_own(path)
         except OSError as refused:
             raise SlotError(f"{folder}: cannot be written: {refused.strerror}",
                             "choose another output folder") from refused
         if try_lock(handle) is False:
             holder = os.pread(handle, 32, 0).decode(errors="replace").strip()
             os.close(handle)
-            who = f"process {holder}" if holder.isdigit() else "another process"
+            who = f"process {holder}" if is_number(holder) else "another process"
             raise FolderBusy(f"{folder}: {who} is running a job in this folder",
                              "wait for it, or give this run a folder of its own")
         try:

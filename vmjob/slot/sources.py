@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+from vmjob import classads
+from vmjob.machinetext import decimal, is_number, lines
+from vmjob.machinetext import number as whole_number
+
 log = logging.getLogger("vmjob.slot")
 
 KIB, MIB = 2**10, 2**20
@@ -48,7 +52,7 @@ def number(text: Optional[str], name: str, least: float = 1, most: float = 2**62
     if text is None or not text.strip():
         return None
     try:
-        value = float(text) if re.search(r"[.eE]", text) else int(text)
+        value = decimal(text)
         if not math.isfinite(value):
             raise ValueError
     except (ValueError, OverflowError):
@@ -105,23 +109,20 @@ def folder(root: Path, path: Optional[str], name: str) -> Optional[Path]:
 # ---------------------------------------------------------------- batch systems
 
 
-def classad(text: str) -> dict[str, str]:
-    """Old ClassAd lines ``Name = value``: names in lower case, strings without quotes, expressions as they stand."""
-    found = {}
-    for line in text.splitlines():
-        name, equals, value = line.partition("=")
-        if equals and re.match(r"[A-Za-z_][\w.]*\s*\Z", name):
-            found[name.strip().lower()] = value.strip().strip('"')
-    return found
+classad = classads.read
 
 
 def ad(environ: Mapping[str, str], root: Path, variable: str) -> dict[str, str]:
     """The ad in the file that ``variable`` names; empty where there is none."""
     path = environ.get(variable, "")
-    text = read(below(root, path)) if path else None
-    if path and text is None:
-        log.warning("%s names %s, which cannot be read: ignored", variable, path)
-    return classad(text or "")
+    text = read(below(root, path), classads.LARGEST + 1) if path else ""
+    try:
+        if text is None:
+            raise ValueError("it cannot be read")
+        return classad(text)
+    except ValueError as refused:
+        log.warning("%s names %s, which is ignored: %s", variable, path, refused)
+        return {}
 
 
 def htcondor(environ: Mapping[str, str], root: Path, now: float) -> Optional[Limits]:
@@ -138,7 +139,7 @@ def htcondor(environ: Mapping[str, str], root: Path, now: float) -> Optional[Lim
     times = [number(whole(job, key), key, 1, _FOREVER) for key in ("allowedjobduration", "allowedexecuteduration")]
     lasting = least(times)
     gone = now - start if start is not None else 0
-    ids = [job[key] for key in ("clusterid", "procid") if job.get(key, "").isdigit()]
+    ids = [job[key] for key in ("clusterid", "procid") if is_number(job.get(key, ""))]
     return Limits("htcondor", batch=True, job_id=".".join(ids),
                   cpus=cpus(whole(machine, "cpus"), "Cpus of the machine ad"),
                   memory=memory(whole(machine, "memory"), "Memory of the machine ad", MIB),
@@ -190,7 +191,7 @@ def cgroup(environ: Mapping[str, str], root: Path, now: float) -> Optional[Limit
     top = below(root, "/sys/fs/cgroup")
     memories: list[Optional[int]] = []
     shares: list[Optional[int]] = []
-    for line in text.splitlines():
+    for line in lines(text):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         for level in _upwards(path):
             if not controllers:
@@ -212,16 +213,14 @@ def _upwards(path: str) -> list[str]:
 
 
 def _limit(text: Optional[str]) -> Optional[int]:
-    value = (text or "").strip()
-    return int(value) if value.isdecimal() and MIB <= int(value) < _UNLIMITED else None
+    value = whole_number((text or "").strip())
+    return value if value is not None and MIB <= value < _UNLIMITED else None
 
 
 def _share(quota: str = "", period: str = "") -> Optional[int]:
     """Whole CPUs of a quota, at least one; ``max`` and -1 mean no limit."""
-    try:
-        return max(1, int(quota) // int(period)) if int(quota) > 0 else None
-    except (ValueError, ZeroDivisionError):
-        return None
+    part, of = whole_number(quota.strip()), whole_number(period.strip())
+    return max(1, part // of) if part and of else None
 
 
 def mjf(environ: Mapping[str, str], root: Path, now: float) -> Optional[Limits]:
@@ -244,7 +243,8 @@ def mjf(environ: Mapping[str, str], root: Path, now: float) -> Optional[Limits]:
     if wall is not None:
         ends.append(max(0, int(wall - max(0.0, now - start))) if start is not None else wall)
     return Limits("mjf", cpus=cpus(values.get("allocated_cpu"), "allocated_cpu"), time_left=least(ends),
-                  memory=memory(values.get("max_rss_bytes"), "max_rss_bytes"), job_id=values.get("job_id", "")[:64],
+                  memory=memory(values.get("max_rss_bytes"), "max_rss_bytes"),
+                  job_id=values.get("job_id", "").partition("\n")[0][:64],
                   disk=number(values.get("scratch_limit_bytes"), "scratch_limit_bytes"))
 
 

@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Optional
 
-from vmjob import process
+from vmjob import locks, process
 from vmjob.errors import CommandMissing
+from vmjob.machinetext import last_line
 from vmjob.stage import credentials
 from vmjob.stage.flow import Failed
 from vmjob.stage.patience import Patience
@@ -46,9 +48,11 @@ def gfal_argv(program: str, address: str, target: Path, seconds: float) -> list[
 
 
 def environment(host: str, environ: Mapping[str, str], patience: Patience) -> dict[str, str]:
-    """For what fetches from ``host``: with the user's tokens only where these are for it."""
-    may = credentials.meant_for(credentials.bearer_token(environ), host, environ.get("VMJOB_TOKEN_HOSTS", ""))
+    """For what fetches from ``host``: with the user's tokens only where these are for it, and with her certificate only
+    where she or the site named it."""
+    may = credentials.meant_for(credentials.bearer_token(environ), host, environ)
     plain = dict(environ) if may else credentials.without_token(environ)
+    plain = plain if credentials.named(host, environ) else credentials.without_certificate(plain)
     return {**xrootd_times(patience, patience.stall), **plain}
 
 
@@ -187,7 +191,7 @@ class Scratch:
         self.data = self.folder / "data"
         # locked before it has its name: a folder whose lock can be had is a dead run's
         self._lock = os.open(self.folder / "new", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        locks.attempt(self._lock)
         (self.folder / "new").rename(self.folder / "lock")
 
     def close(self) -> None:
@@ -199,10 +203,13 @@ class Scratch:
 def _sweep(base: Path) -> None:
     for old in base.glob(_PREFIX + "*"):
         with suppress(OSError):
-            lock = os.open(old / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            found = old.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                continue  # another user's, whom nobody cleans up after but herself
+            lock = locks.open_own(old / "lock", make=False)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(old, ignore_errors=True)
+                if locks.attempt(lock):
+                    shutil.rmtree(old, ignore_errors=True)
             finally:
                 os.close(lock)
 
@@ -244,8 +251,8 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def _complaint(child: subprocess.Popen[bytes], status: int, said: IO[bytes], left: int) -> Failed:
     """What the program said of its failure."""
     said.seek(0)
-    lines = [line.strip() for line in said.read(2**16).decode(errors="replace").splitlines() if line.strip()]
-    text = re.sub(r"^.*\[(ERROR|FATAL)\] (Server responded with an error: )?", "", lines[-1] if lines else "")
+    last = last_line(said.read(2**16).decode(errors="replace"))
+    text = re.sub(r"^.*\[(ERROR|FATAL)\] (Server responded with an error: )?", "", last)
     text = "".join(c for c in text if c.isprintable())[:300]
     assert isinstance(child.args, list)
     name = Path(str(child.args[0])).name

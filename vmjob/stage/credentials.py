@@ -1,8 +1,10 @@
 """Who we are to a storage: a bearer token as WLCG finds it, an X.509 proxy; and who may be told.
 
-A manifest comes from an image maker, so its addresses must not decide who gets a token. One is sent to a host that it
-was made for (its ``aud`` names the host), to hosts in VMJOB_TOKEN_HOSTS (``dcache.example.org,*.example.net``), and to
-what the user herself names in the job; never over plain http, never to where a redirect leads.
+A manifest comes from an image maker, so its addresses must not decide who sees what. One rule for all secrets: a token,
+a proxy certificate, and whatever XRootD's programs would show, go to hosts in VMJOB_TOKEN_HOSTS
+(``dcache.example.org,*.example.net``) and to what the user herself names in the job; a token also to a host that it
+was made for (its ``aud`` names the host). Never over plain http. Where a redirect leads to another host, that one must
+be in VMJOB_TOKEN_HOSTS for the certificate, and sees no token.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import binascii
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -59,16 +62,23 @@ def token_for(url: str, environ: Mapping[str, str], *, trusted: bool = False) ->
     if parts.scheme not in ("https", "davs", "roots", "root"):
         return ""
     token = bearer_token(environ)
-    may = trusted or meant_for(token, parts.host, environ.get("VMJOB_TOKEN_HOSTS", ""))
+    may = trusted or meant_for(token, parts.host, environ)
     return token if may else ""
 
 
-def meant_for(token: str, host: str, hosts: str) -> bool:
-    """May ``host`` see this token? ``hosts``: those that may see any."""
+def named(host: str, environ: Mapping[str, str]) -> bool:
+    """Is ``host`` one of those that the user or the site says may see her secrets?"""
+    hosts = environ.get("VMJOB_TOKEN_HOSTS", "")
+    return bool(host) and any(fnmatchcase(host.lower(), pattern.strip().lower()) for pattern in hosts.split(",")
+                              if pattern.strip())
+
+
+def meant_for(token: str, host: str, environ: Mapping[str, str]) -> bool:
+    """May ``host`` see this token, though only a manifest named it?"""
     host = host.lower()
     if not host:
         return False
-    if any(fnmatchcase(host, pattern.strip().lower()) for pattern in hosts.split(",") if pattern.strip()):
+    if named(host, environ):
         return True
     return any(urlsplit(name if "//" in name else f"//{name}").hostname == host for name in _audience(token))
 
@@ -95,11 +105,23 @@ def without_token(environ: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "BEARER_TOKEN_FILE": os.devnull, "XrdSecPROTOCOL": "gsi,krb5,sss,pwd,unix,host"}
 
 
+def without_certificate(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which such a program finds no certificate, ticket or password to show."""
+    gone = ("X509_USER_CERT", "X509_USER_KEY", "KRB5CCNAME", "XrdSecCREDS", "XrdSecGSICREATEPROXY", "XrdSecSSSKT")
+    kept = {name: value for name, value in environ.items() if name not in gone}
+    known = kept.get("XrdSecPROTOCOL", "ztn,unix,host").split(",")
+    return {**kept, "X509_USER_PROXY": os.devnull, "KRB5CCNAME": f"FILE:{os.devnull}",
+            "XrdSecPROTOCOL": ",".join(one for one in known if one in ("ztn", "unix", "host")) or "unix"}
+
+
 def user_proxy(environ: Mapping[str, str]) -> Optional[Path]:
     """The user's X.509 proxy (certificate, key and chain in one file), None where there is none of hers."""
-    path = Path(environ.get("X509_USER_PROXY") or f"/tmp/x509up_u{os.getuid()}")
+    own = environ.get("X509_USER_PROXY")
+    path = Path(own or f"/tmp/x509up_u{os.getuid()}")
     try:
-        return path if path.stat().st_uid == os.getuid() and os.access(path, os.R_OK) else None
+        found = path.stat() if own else path.lstat()  # a neighbour's link in /tmp chooses none of our files
+        usable = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and os.access(path, os.R_OK)
+        return path if usable else None
     except OSError:
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -89,7 +90,7 @@ class _Document:
             if coding != "identity":  # a few bytes could become very many
                 raise Failed(f"it comes packed ({coding[:20]}), though that was not asked for", final=True)
             total = answer.headers.get("Content-Length", "")
-            if total.isascii() and total.isdigit() and (len(total) > 15 or int(total) > self._largest):
+            if re.fullmatch(r"[0-9]+", total) and (len(total) > 15 or int(total) > self._largest):
                 raise _too_large(self._largest)
         except BaseException:
             answer.close()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Optional
 from urllib.parse import quote, urlsplit
 
+from vmjob.machinetext import is_number
 from vmjob.stage.flow import Failed, explain
 from vmjob.stage.web import Web, is_timeout
 from vmjob.units import format_size
@@ -109,13 +110,13 @@ class HttpTransfer:
             raise Failed(f"it comes packed ({coding[:20]}), though that was not asked for", final=True)
         begin, total = 0, answer.headers.get("Content-Length", "")
         if answer.status_code == 206:
-            found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "").strip())
+            found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "").strip(), re.ASCII)
             if not found or int(found.group(1)) != self._start:
                 raise Failed("it sends another part of the file than was asked for", final=True)
             begin, total = self._start, found.group(2)
         elif answer.status_code != 200:
             raise Failed(f"an unexpected answer: {answer.status_code}", final=True)
-        if total.isdecimal() and int(total) != self._size:
+        if is_number(total) and int(total) != self._size:
             raise Failed(f"{total} bytes are there, but the manifest says {self._size}", final=True)
         self._compare(answer)
         end = min(self._size, self._start + (self._sample or self._size))

@@ -22,6 +22,7 @@ from urllib.parse import quote, urlsplit
 from vmjob import process
 from vmjob.errors import CommandFailed, StageOutFailed
 from vmjob.files import hash_file
+from vmjob.machinetext import is_number
 from vmjob.progress import Bar, Reporter
 from vmjob.result import Staged
 from vmjob.stage.addresses import origin
@@ -198,7 +199,7 @@ class _Http:
             _compare(one, headers)
         except Failed:
             return False
-        if not headers.get("Content-Length", "").isdecimal():
+        if not is_number(headers.get("Content-Length", "")):
             return False
         with contextlib.suppress(TypeError, ValueError, KeyError):
             now, then = (parsedate_to_datetime(headers[name]) for name in ("Date", "Last-Modified"))
@@ -212,7 +213,7 @@ def _compare(one: _Outgoing, headers: Optional[Mapping[str, str]]) -> None:
     if headers is None:
         return
     size = headers.get("Content-Length", "")
-    if size.isdecimal() and int(size) != one.size:
+    if is_number(size) and int(size) != one.size:
         raise _Wrong(f"{size} bytes have arrived of {one.size}")
     found = re.search(r"sha-256=([A-Za-z0-9+/=]+)", headers.get("Digest", ""))
     if found and found.group(1) != base64.b64encode(bytes.fromhex(one.sha256)).decode():
@@ -266,7 +267,7 @@ class _XRootD:
                                env=env, timeout=max(1.0, clock.left)).stdout.decode(errors="replace")
         except CommandFailed as failed:
             raise Failed(failed.message, final=is_final(failed.output)) from failed
-        size = re.search(r"^Size:\s*(\d+)", said, re.MULTILINE)
+        size = re.search(r"^Size:[ \t]*([0-9]+)", said, re.MULTILINE)
         if size and int(size.group(1)) != one.size:
             raise _Wrong(f"{size.group(1)} bytes have arrived of {one.size}")
         bar.advance(one.size)

@@ -68,6 +68,9 @@ class Place:
         elif self.scheme == "file" or (self.scheme == "condor" and not addresses.names_host(inner)):
             return "", ""
         found = addresses.origin(inner)
+        wrong = addresses.refused(found.host, found.host)
+        if wrong:
+            raise Failed(f"it is {wrong}", broken=True)
         return found.place, found.host
 
     def begin(self, file: ImageFile, start: int, seconds: float, *, sample: int = 0) -> Transfer:

@@ -62,7 +62,8 @@ def plugin_request(url: str, target: Path) -> str:
 
 def plugin_failure(answer: str) -> Optional[str]:
     """Why a plug-in says that its transfer failed, None where it went well."""
-    if re.search(r"\bTransferSuccess\s*=\s*true\b", answer, re.IGNORECASE):
+    bare = re.sub(r'"(?:[^"\\]|\\.)*"', '""', answer)  # what a server says within a string is no attribute
+    if re.search(r"\bTransferSuccess\s*=\s*true\b", bare, re.IGNORECASE):
         return None
     found = re.search(r'\bTransferError\s*=\s*"((?:[^"\\]|\\.)*)"', answer)
     text = re.sub(r"\\(.)", r"\1", found.group(1)) if found else ""

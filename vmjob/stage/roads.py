@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Optional
 from weakref import WeakSet
 
+from vmjob.stage.addresses import refused
+
 if TYPE_CHECKING:
     import requests
 
@@ -73,8 +75,9 @@ def chain(failure: BaseException) -> Iterator[BaseException]:
                  if isinstance(a, BaseException)]
 
 
-def noting(kind: Callable[..., Any], opened: WeakSet[Any], *args: Any, **more: Any) -> Any:
-    """A pool of urllib3's whose connections are kept alive, and noted in ``opened``, so that they can be cut."""
+def noting(kind: Callable[..., Any], opened: WeakSet[Any], guarded: bool, *args: Any, **more: Any) -> Any:
+    """A pool of urllib3's whose connections are kept alive, and noted in ``opened``, so that they can be cut.
+    ``guarded``: they go to the server itself, and not to where no server of ours can be."""
     pool = kind(*args, **more)
     make = pool.ConnectionCls
 
@@ -82,7 +85,20 @@ def noting(kind: Callable[..., Any], opened: WeakSet[Any], *args: Any, **more: A
         connection = make(*args, **more)
         connection.socket_options = [*(connection.socket_options or ()), *_ALIVE]
         opened.add(connection)
+        if guarded:
+            connect = connection._new_conn
+            connection._new_conn = lambda: _guarded(connection.host, connect())
         return connection
 
     pool.ConnectionCls = made
     return pool
+
+
+def _guarded(host: str, connected: socket.socket) -> socket.socket:
+    """The connection, of which nothing has been told yet: whatever name servers say now, it is to who is there. Raises
+    OSError."""
+    why = refused(str(connected.getpeername()[0]), host)
+    if why:
+        connected.close()
+        raise OSError(f"{host} is {why}, and no server of images")
+    return connected

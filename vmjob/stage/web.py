@@ -20,8 +20,9 @@ from urllib.parse import urljoin
 from weakref import WeakSet
 
 from vmjob import config
+from vmjob.machinetext import is_number
 from vmjob.stage import credentials, roads
-from vmjob.stage.addresses import Origin, origin
+from vmjob.stage.addresses import Origin, is_own, origin
 from vmjob.stage.flow import Failed, explain
 from vmjob.stage.patience import PATIENCE, Patience
 
@@ -62,7 +63,8 @@ class Web:
         """Ask, and follow where that leads; the answer's body is still to be read, and the caller closes it.
 
         ``headers`` makes those for one address on the way; ``data`` makes the body anew for each. ``trusted``: the user
-        named the address, it may have a token at once. ``proxy_certificate``: show the user's X.509 proxy to who asks.
+        named the address, it may have a token at once. ``proxy_certificate``: show the user's X.509 proxy to those who
+        ask for it and may see it (stage.credentials).
         ``fresh``: past caches. ``wait``: seconds for an answer to begin, instead of a stall's. Raises Failed, also for
         statuses of 400 and more.
         """
@@ -75,7 +77,9 @@ class Web:
                 own["Authorization"] = f"Bearer {token}"
             if fresh:
                 own["Cache-Control"] = "no-cache"
-            answer = self._once(method, url, own, data, proxy_certificate, wait)
+            here = _whom(url)
+            shows = proxy_certificate and ((trusted and here == first) or credentials.named(here.host, os.environ))
+            answer = self._once(method, url, own, data, shows, wait)
             if answer.status_code in (401, 403) and not token and _whom(url) == first:
                 token = credentials.token_for(url, os.environ)
                 if token:
@@ -83,7 +87,7 @@ class Web:
                     continue
             if answer.status_code in (301, 302, 303, 307, 308) and answer.headers.get("Location"):
                 seen.add(url)
-                url = _next(url, answer)
+                url = _next(first, url, answer, trusted)
                 if url in seen:
                     raise Failed("its redirects go round in a circle", final=True)
                 continue
@@ -152,14 +156,14 @@ class Web:
 
             def init_poolmanager(self, *args: Any, **more: Any) -> None:
                 super().init_poolmanager(*args, **more, ssl_context=context)
-                self._noting(self.poolmanager)
+                self._noting(self.poolmanager, guarded=True)
 
             def proxy_manager_for(self, proxy: str, **more: Any) -> Any:
                 return self._noting(super().proxy_manager_for(proxy, **more, ssl_context=context))
 
-            def _noting(self, manager: Any) -> Any:
-                manager.pool_classes_by_scheme = {
-                    scheme: partial(roads.noting, kind, opened) for scheme, kind in pool_classes_by_scheme.items()}
+            def _noting(self, manager: Any, guarded: bool = False) -> Any:
+                manager.pool_classes_by_scheme = {scheme: partial(roads.noting, kind, opened, guarded)
+                                                  for scheme, kind in pool_classes_by_scheme.items()}
                 return manager
 
             def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
@@ -185,7 +189,7 @@ class Web:
         if status not in _AGAIN:
             return Failed(text, final=True, denied=status in (401, 403))
         after = answer.headers.get("Retry-After", "")
-        return Failed(text, after=min(float(after), self.patience.retry_after) if after.isdecimal() else 0)
+        return Failed(text, after=min(float(after), self.patience.retry_after) if is_number(after) else 0)
 
 
 def trust(client: Optional[Path] = None) -> ssl.SSLContext:
@@ -235,14 +239,20 @@ def _whom(url: str) -> Origin:
     return found
 
 
-def _next(url: str, answer: requests.Response) -> str:
+def _next(first: Origin, url: str, answer: requests.Response, trusted: bool) -> str:
+    """Where a redirect leads. ``trusted``: the user named the first address, for outputs of
+    hers. Raises Failed."""
     answer.close()
+    shown = credentials.shown(answer.headers["Location"])
     try:
         target = urljoin(url, answer.headers["Location"])
-        _whom(target)
+        found = _whom(target)
     except (Failed, ValueError) as odd:
-        shown = credentials.shown(answer.headers["Location"])
         raise Failed(f"it leads to {shown}, which is no address of http", final=True) from odd
+    if is_own(found.host) and not is_own(first.host):
+        raise Failed(f"it leads to {shown}, which is this machine itself", final=True)
+    if trusted and first.scheme == "https" and found.scheme == "http":
+        raise Failed(f"it leads to {shown}, where everybody on the way could read and change it", final=True)
     return target
 
 

@@ -13,6 +13,7 @@ from typing import Callable, Optional
 
 from vmjob import config, fences, landlock, process
 from vmjob.errors import VmjobError
+from vmjob.machinetext import lines, read
 from vmjob.model import Network, QemuInfo
 from vmjob.units import GIB, MIB, format_size
 from vmjob.vm import faults, firmware, net, probe
@@ -210,7 +211,7 @@ def _scratch(place: Path) -> Iterator[Check]:
 
 
 def _memory() -> Iterator[Check]:
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in lines(read(Path("/proc/meminfo"))):
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
             short = free < 512 * MIB

@@ -23,6 +23,7 @@ from typing import Optional
 
 from vmjob import process
 from vmjob.errors import NetworkRefused
+from vmjob.machinetext import last_line, lines, read
 from vmjob.model import Network, QemuInfo
 from vmjob.vm import meter
 from vmjob.vm.guard import ADDRESS, DNS, GATEWAY, PREFIX, Guard
@@ -102,8 +103,8 @@ def _start(mode: Network, qemu: QemuInfo, run_dir: Path, stack: ExitStack) -> Li
     if kind == "passt":
         tap = _passt(run_dir, stack)
         if tap is None:
-            said = (run_dir / "passt.log").read_text(errors="replace").strip().splitlines()[-1:] or ["no answer"]
-            kind, description = _without_passt(qemu, f"passt does not work here ({said[0]}): ")
+            said = last_line(read(run_dir / "passt.log"), "no answer")
+            kind, description = _without_passt(qemu, f"passt does not work here ({said}): ")
     ends: tuple[socket.socket, ...] = (tap,) if tap else ()
     fds: Optional[tuple[int, int]] = None
     guard: Optional[Guard] = None
@@ -170,7 +171,7 @@ def _link(kind: str, description: str, tap: int, guard: Optional[tuple[int, int]
 def has_route(table: Path = Path("/proc/net/route")) -> bool:
     """Is there an IPv4 default route (up, through a gateway or an interface)?"""
     with suppress(OSError):
-        for line in table.read_text().splitlines()[1:]:
+        for line in lines(read(table))[1:]:
             words = line.split()
             if len(words) > 7 and words[1] == words[7] == "00000000" and int(words[3], 16) & 1:
                 return True
@@ -193,7 +194,7 @@ def upstream_dns(etc: Path = Path("/etc/resolv.conf"),
     """The first real name server where the node's own list names only a local stub, else empty."""
     def servers(file: Path) -> list[str]:
         with suppress(OSError):
-            return [w[1] for w in map(str.split, file.read_text(errors="replace").splitlines())
+            return [w[1] for w in map(str.split, lines(read(file)))
                     if len(w) > 1 and w[0] == "nameserver" and ":" not in w[1]]
         return []
 

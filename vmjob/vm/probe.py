@@ -7,7 +7,6 @@ works, the others wait for its answer.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -17,14 +16,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from vmjob import config, process
+from vmjob import config, locks, process
 from vmjob.errors import KvmUnavailable, QemuMissing
+from vmjob.machinetext import last_line
 from vmjob.model import Accel, AccelChoice, QemuInfo
 from vmjob.vm.faults import OLDEST_QEMU as OLDEST
 
 log = logging.getLogger("vmjob.probe")
 
 _RETRY = 3600.0  # seconds after which a KVM that failed gets another chance: the host may just have been busy
+_PATIENCE = 120.0  # seconds for another's probe, which takes less unless it is suspended
 _NAMES = ("qemu-system-x86_64", "qemu-kvm", "/usr/libexec/qemu-kvm")
 _INSTALL = "install it: apt-get install qemu-system-x86 (RHEL: qemu-kvm), or name one in VMJOB_QEMU"
 _NET_PARTS = ("user", "stream", "passt")
@@ -62,7 +63,8 @@ def _ask_qemu(path: str) -> dict[str, Any]:
     bare = [path, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"]
     done = process.run(bare, input=said.encode(), timeout=20, check=False)
     try:
-        answers = {a.get("id"): a.get("return") for a in map(json.loads, done.stdout.splitlines()) if "id" in a}
+        said_lines = filter(None, done.stdout.split(b"\n"))
+        answers = {a.get("id"): a.get("return") for a in map(json.loads, said_lines) if "id" in a}
         version = answers["query-version"]["qemu"]
         drivers = next((set(t["values"]) for t in answers["query-qmp-schema"]
                         if t["meta-type"] == "enum" and {"hubport", "nic", "socket"} <= set(t["values"])), set())
@@ -72,8 +74,8 @@ def _ask_qemu(path: str) -> dict[str, Any]:
                 "netdevs": sorted(drivers & set(_NET_PARTS)) + [t["name"] for t in answers["filters"] or ()
                                                                 if t["name"] == "filter-redirector"]}
     except (ValueError, KeyError, TypeError) as odd:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise QemuMissing(f"{path} does not answer like QEMU: {last[0]}", _INSTALL) from odd
+        last = last_line(done.stderr.decode(errors="replace"), f"status {done.returncode}")
+        raise QemuMissing(f"{path} does not answer like QEMU: {last}", _INSTALL) from odd
 
 
 # ---------------------------------------------------------------- the accelerator
@@ -230,13 +232,17 @@ def _write(file: Path, key: str, what: str, answer: dict[str, Any]) -> None:
 
 @contextmanager
 def _lock(file: Path) -> Iterator[bool]:
+    """Whether it is ours. Where it is not to be had, everybody asks for herself: that costs time only."""
     try:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = locks.open_own(file)
     except OSError:
         yield False
         return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield True
+        alone = False
+        with suppress(OSError):
+            locks.wait(handle, locks.ALONE, file, _PATIENCE, log.warning, "probes this machine; it may be suspended")
+            alone = True
+        yield alone
     finally:
         os.close(handle)

@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Optional
 
 from vmjob import process
+from vmjob.machinetext import last_line
 
 log = logging.getLogger("vmjob.probe")
 
@@ -93,14 +94,14 @@ def _verdict(guest: subprocess.Popen[bytes], said: dict[int, bytes], end: float,
             return None
         if b"KVM internal error" in said[err]:
             return f"a test guest was stopped by an internal error of KVM: {_progress(said[out])}"
-    last = said[err].decode(errors="replace").strip().splitlines()[-1:]
+    last = last_line(said[err].decode(errors="replace"))
     with suppress(subprocess.TimeoutExpired):
         guest.wait(1)
     if not last:
         return f"a test guest failed: {_progress(said[out])}"
     # "qemu-system-x86_64: ../../file.c:1: function: what happened": people want the end of it
     return "QEMU gave up: " + re.sub(r"^(\S*qemu\S*|\S+\.c:\d+|[a-z0-9_]+): ", "", re.sub(
-        r"^\S*qemu\S*: (\S+\.c:\d+: (\w+: )?)?", "", last[0]))
+        r"^\S*qemu\S*: (\S+\.c:\d+: (\w+: )?)?", "", last))
 
 
 def _progress(output: bytes) -> str:

@@ -17,6 +17,7 @@ from cemon_publisher import fits
 from cemon_publisher.ldif import clean
 from cemon_publisher.render import glue1
 from vmjob.classads import Value, listing, literal, words
+from vmjob.machinetext import is_number
 from vmjob.sitead import SiteAd, covers
 
 Attributes = Mapping[str, Union[Value, tuple[str, ...]]]
@@ -81,7 +82,7 @@ def _joined(ad: SiteAd) -> Attributes:
 def _typed(name: str, value: str) -> Value:
     if value in _TRUTHS:
         return _TRUTHS[value]
-    return int(value) if name.endswith(_NUMBERS) and value.isdecimal() else value
+    return int(value) if name.endswith(_NUMBERS) and is_number(value) else value
 
 
 def _old(attributes: Attributes) -> str:
