@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 
 from vmjob.errors import OutputRefused
 
 MAX_OTHERS = 1000  # records in one header that nobody here reads; tars write a few
 HINT = "the guest wrote something else than a plain tar archive on its output disk"
+_NUMBER = re.compile(rb"[0-9]{1,19}")
 GLOBAL = ("path", "linkpath", "size", "mtime")
 
 
@@ -27,7 +29,7 @@ class Pax:
         while start < len(data) and data[start]:
             space = data.find(b" ", start, start + 12)
             digits = data[start:space] if space > 0 else b""
-            length = int(digits) if digits.isdigit() else 0
+            length = int(digits) if _NUMBER.fullmatch(digits) else 0
             record = data[space + 1:start + length]
             key, equals, value = record.partition(b"=")
             if length < 5 or not equals or record[-1:] != b"\n" or start + length > len(data):
@@ -46,6 +48,6 @@ class Pax:
 
 
 def decimal(text: bytes, what: str) -> int:
-    if not text.isdigit() or len(text) > 19:
+    if not _NUMBER.fullmatch(text):
         raise OutputRefused(f"the output archive holds {text[:20]!r} as {what}", HINT)
     return int(text)

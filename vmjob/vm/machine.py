@@ -49,8 +49,8 @@ class Machine:
     def __init__(self, spec: VmSpec, folder: Path, link: Optional[Link] = None) -> None:
         self.spec, self.folder, self.link = spec, folder, link
         sockets = {name: f"{name}.sock" for name in (*SOCKETS, "attach")}
-        self.qemu = QemuProcess(command_line(spec), folder, sockets, link.fds if link else (),
-                                fences.of_machine(spec, folder))
+        fds, fence = link.fds if link else (), fences.of_machine(spec, folder)
+        self.qemu = QemuProcess(command_line(spec), folder, sockets, fds, fence)
         self.events: list[dict[str, Any]] = []
         self._qmp: Optional[QMPClient] = None
         self._gone: Optional[asyncio.Task[None]] = None
@@ -81,8 +81,6 @@ class Machine:
     def listener(self, name: str) -> socket.socket:
         """One of the listening sockets: where QEMU knocks, or ``attach``, where a visitor does."""
         return self.qemu.listeners[name]
-
-    # ------------------------------------------------------------ connect
 
     async def streams(self) -> dict[str, Streams]:
         """The four streams of the guest (see STREAMS), each as (reader, writer); the caller closes the
