@@ -14,22 +14,25 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Optional
 
 from vmjob import accounting, compose, config, runs
-from vmjob.errors import OutputMissing, OutputTooLarge, PolicyRefused, VmjobError
+from vmjob.errors import Interrupted, OutputMissing, OutputTooLarge, PolicyRefused, VmjobError
 from vmjob.glideins import FOLDER, times
+from vmjob.guestwatch import lost
+from vmjob.interrupt import PATIENCE, Signals, interrupted
 from vmjob.job import check_address
 from vmjob.model import Fetch, Image, Payload, Slot
-from vmjob.outcome import Run, failure_from_os, keep_result
+from vmjob.outcome import Run
 from vmjob.progress import Reporter
 from vmjob.result import Result
+from vmjob.resultfile import begin, keep_result
 from vmjob.submit import fetch_of, stage_time
 from vmjob.units import format_size
 
 if TYPE_CHECKING:
     from vmjob.image.store import Store
-    from vmjob.slot.signals import Signals
 
 log = logging.getLogger("vmjob.run")
 
+COLLECT = 10.0  # seconds that outputs which are there have to come into the results folder, whatever happens
 
 def run(payload: Payload, slot: Slot, store: Store, *, results: Optional[Path] = None,
         reporter: Optional[Reporter] = None, fetch: Optional[Fetch] = None) -> Result:
@@ -40,33 +43,40 @@ def run(payload: Payload, slot: Slot, store: Store, *, results: Optional[Path] =
     Signals are taken over meanwhile, so call it from the main thread.
     """
     from vmjob.slot.scratch import claim
-    from vmjob.slot.signals import Signals
 
     this = Run(payload, slot, reporter or Reporter(), results)
-    with Signals() as signals, ExitStack() as outer:
+    with Signals(PATIENCE) as signals, ExitStack() as outer:
         try:
             if results is not None:
                 outer.enter_context(claim(results))
+                begin(results, payload.job.name, lambda name: any(matches(name, one) for one in payload.job.outputs))
             outer.enter_context(accounting.recorded(this))
-            with ExitStack() as stack:
-                try:
-                    _walk(this, store, signals, stack, fetch)
-                finally:
-                    signals.ignore()
-                    with this.stages.stage("teardown"):
-                        stack.close()
-        except VmjobError as error:
-            this.failure = error
-        except OSError as error:
-            this.failure = failure_from_os(error)
-        except Exception as bug:  # ours: the result must tell it all the same
-            log.exception("this is a bug in vmjob")
-            this.failure = VmjobError(f"bug in vmjob: {type(bug).__name__}: {bug}",
-                                      "please report it with the lines above")
+            _undone(this, store, signals, fetch)
+        except Exception as error:
+            this.failure = this.failure or this.named(error)
+        # the outcome stands: what comes now finds a run that is over
+        signals.decide()
         result = this.result()
         if results is not None and result.failure_kind != "FolderBusy":
             result = keep_result(result, results)
     return result
+
+
+def _undone(this: Run, store: Store, signals: Signals, fetch: Optional[Fetch]) -> None:
+    """Walk the road, and undo what was done on it: no trouble with that is the run's outcome."""
+    with ExitStack() as stack:
+        try:
+            _walk(this, store, signals, stack, fetch)
+        except Exception as error:
+            this.failure = this.named(error)
+        finally:
+            signals.decide()
+            with this.stages.stage("teardown"):
+                try:
+                    stack.close()
+                except Exception as trouble:
+                    log.warning("after the run: %s", trouble, exc_info=not isinstance(trouble, (OSError, VmjobError)))
+                    this.note(f"teardown: {trouble}")
 
 
 def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Optional[Fetch]) -> None:
@@ -85,9 +95,12 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
 
             check(this.payload.token, "the glide-in's token")
             times(job.glidein, granted.walltime)
-        folder = stack.enter_context(scratch(this.slot.scratch))
+        folder = this.folder = stack.enter_context(scratch(this.slot.scratch))
         if this.payload.input_archive:
             this.bytes_in = this.payload.input_archive.stat().st_size
+    if granted.walltime is not None:
+        signals.until(this.clock + granted.walltime + 1)  # whoever fetches knows it too, and says more
+    signals.check()
     with this.stages.stage("verify"):
         stack.enter_context(store.hold(manifest))  # nobody makes room with what we boot from
         fetch = fetch_of(manifest, this.reporter, fetch, this.left(granted.walltime), this.fetched)
@@ -95,8 +108,13 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
     if this.bytes_image:
         this.reporter.note(f"fetched {format_size(this.bytes_image)} of the image {manifest.name}")
     with runs.registered(manifest.digest, store.root):  # the node's admin hears of it, and of what is the node's fault
-        _in_guest(this, image, folder, signals, stack)
+        try:
+            _in_guest(this, image, folder, signals, stack)
+        except Exception as error:
+            raise this.named(error) from error
     if this.send_to and this.channel and this.channel.exit_status == 0:  # of a failed program they stay with the job
+        signals.allow(0)
+        signals.check()
         with this.stages.stage("send"):
             _send(this)
 
@@ -113,17 +131,29 @@ def _in_guest(this: Run, image: Image, folder: Path, signals: Signals, stack: Ex
         this.granted = grant(this.slot, job, manifest, overhead_of(this.accel.name))
         this.reporter.note(f"accelerator {this.accel.name}: {this.accel.reason}")
     guest = stack.enter_context(Guest(this, image, folder, signals))
-    with this.stages.stage("boot"):
-        guest.boot()
-    with this.stages.stage("payload"):
-        guest.work()
-    with this.stages.stage("collect"):
-        guest.finish()
-        _collect(this, folder / compose.RunFiles.output_disk)
-        if job.glidein:
-            _learn(this, stopped=guest.stopped is not None)
+    try:
+        with this.stages.stage("boot"):
+            guest.boot()
+        with this.stages.stage("payload"):
+            guest.work()
+        with this.stages.stage("collect"):
+            guest.finish()
+            signals.allow(COLLECT, this.clock + this.granted.walltime if this.granted.walltime else None)
+            _collect(this, folder / compose.RunFiles.output_disk)
+            if job.glidein:
+                _learn(this, stopped=guest.stopped is not None)
+    except Exception as later:
+        first = guest.stopped
+        if first is None and signals.stops:  # whoever told us to end has ended QEMU as well
+            first = interrupted(signals.stops[0])
+        if first is None or later is first or isinstance(later, Interrupted):
+            raise
+        this.note(f"besides: {this.named(later)}")
+        raise first from later
     if guest.stopped:
         raise guest.stopped
+    if this.network_lost and this.channel and this.channel.exit_status:
+        raise lost(this.network_lost)
 
 
 def _admit(this: Run) -> None:
@@ -189,6 +219,10 @@ def _send(this: Run) -> None:
 
 def _there(glob: str, names: Sequence[str], results: Path) -> bool:
     """Does an output match ``glob`` (or lie below what does), or did it bring an empty folder?"""
-    parts = PurePosixPath(glob).parts
-    return any(all(map(fnmatchcase, PurePosixPath(name).parts, parts)) and len(PurePosixPath(name).parts) >= len(parts)
-               for name in names) or any(path.is_dir() for path in results.glob(glob))
+    return any(matches(name, glob) for name in names) or any(path.is_dir() for path in results.glob(glob))
+
+
+def matches(name: str, glob: str) -> bool:
+    """Does the output of this name match ``glob``, or lie below what does?"""
+    parts, wanted = PurePosixPath(name).parts, PurePosixPath(glob).parts
+    return all(map(fnmatchcase, parts, wanted)) and len(parts) >= len(wanted)

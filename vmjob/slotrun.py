@@ -15,13 +15,14 @@ from vmjob import config
 from vmjob.chirp import Chirp, unavailable
 from vmjob.errors import VmjobError
 from vmjob.files import RESULT_FILES
+from vmjob.interrupt import PATIENCE, Signals
 from vmjob.model import Fetch, ImageFile
-from vmjob.outcome import failure_from_os, failure_of, keep_result
+from vmjob.outcome import failed
 from vmjob.progress import Reporter
 from vmjob.result import Result
+from vmjob.resultfile import begun, keep_result
 from vmjob.slot import token
 from vmjob.slot.announce import Announcer, is_over
-from vmjob.slot.signals import Signals
 
 if TYPE_CHECKING:
     from vmjob.stage.collect import Entry
@@ -53,26 +54,35 @@ class SlotRun:
 
 def slot_run(this: SlotRun, reporter: Reporter) -> Result:
     """Run the payload. Never raises a VmjobError: the Result tells it. Main thread only."""
-    with Signals() as signals:
-        chirp = Chirp.find(os.environ)
-        announcer = Announcer.begin(os.environ, reporter, chirp)
+    with Signals(PATIENCE) as signals:
+        signals.one_run = True
+        announcer, chirp = Announcer(reporter, None, {}), None
         try:
+            if this.pack:  # HTCondor holds a job that is killed before it has this
+                _pack_alone(begun(), this.pack)
+            chirp = Chirp.find(os.environ)
+            announcer = Announcer.begin(os.environ, reporter, chirp)
+            signals.hurry = announcer.hurry
+            signals.check()
             # first of all: whatever comes next, it is off the disk
             this = replace(this, token=token.take(this.token_at, this.payload))
-            result = _packed(this, announcer, chirp, signals) if this.pack else \
-                _run(this, this.results, announcer, chirp, signals)
+            result = _packed(this, announcer, chirp) if this.pack else _run(this, this.results, announcer, chirp)
         except Exception as failure:  # the scratch folder, mostly
-            result = _failed(failure)
-            if this.pack and not this.pack.exists():
+            result = failed(failure)
+            if this.pack:
                 _pack_alone(result, this.pack)
-        signals.listener = announcer.hurry
+            else:
+                result = keep_result(result, this.results)
+        signals.decide()
+        if signals.stops:
+            announcer.hurry()
         announcer.finish(result)
         if is_over(result):
             token.remove(this.token_at, chirp)
     return result
 
 
-def _run(this: SlotRun, results: Path, announcer: Announcer, chirp: Optional[Chirp], signals: Signals) -> Result:
+def _run(this: SlotRun, results: Path, announcer: Announcer, chirp: Optional[Chirp]) -> Result:
     from vmjob.image.store import Store
     from vmjob.job import with_parameters
     from vmjob.payload import read_payload
@@ -86,13 +96,10 @@ def _run(this: SlotRun, results: Path, announcer: Announcer, chirp: Optional[Chi
             payload = replace(payload, token=this.token or token.fetch(this.token_at, chirp))
         slot = detect(os.environ, this.folder)
         store = Store(config.cache_dir(), cache=True)
-        # once it runs, the run hears the signals; after it they only shorten the end
-        signals.listener = announcer.hurry
         return run(payload, slot, store, results=results, reporter=announcer,
                    fetch=_fetch(this.image_at, chirp) if this.image_at else None)
     except Exception as failure:
-        signals.listener = announcer.hurry
-        return keep_result(_failed(failure), results)
+        return keep_result(failed(failure), results)
 
 
 def _fetch(image_at: str, chirp: Optional[Chirp]) -> Fetch:
@@ -108,25 +115,10 @@ def _fetch(image_at: str, chirp: Optional[Chirp]) -> Fetch:
     return pieces
 
 
-def _failed(failure: Exception) -> Result:
-    import socket
-    import time
-
-    if isinstance(failure, OSError):
-        failure = failure_from_os(failure)
-    elif not isinstance(failure, VmjobError):
-        log.error("this is a bug in vmjob", exc_info=failure)
-        failure = VmjobError(f"bug in vmjob: {type(failure).__name__}: {failure}",
-                             "please report it with the lines above")
-    now = round(time.time(), 3)
-    return Result(job="", outcome="failed", status=failure.status, failure=failure_of(failure), started=now, ended=now,
-                  host=socket.gethostname())
-
-
 # ---------------------------------------------------------------- the results as one file
 
 
-def _packed(this: SlotRun, announcer: Announcer, chirp: Optional[Chirp], signals: Signals) -> Result:
+def _packed(this: SlotRun, announcer: Announcer, chirp: Optional[Chirp]) -> Result:
     """Run with the results in a folder that becomes the file ``this.pack``."""
     from vmjob.slot.scratch import scratch
 
@@ -134,18 +126,18 @@ def _packed(this: SlotRun, announcer: Announcer, chirp: Optional[Chirp], signals
     with scratch(this.folder) as folder:
         results = folder / "results"
         results.mkdir()
-        result = _run(this, results, announcer, chirp, signals)
+        result = _run(this, results, announcer, chirp)
         try:
-            pack_results(results, this.pack)
+            pack_results(results, this.pack)  # signals change nothing any more, and hurry what is told
         except (VmjobError, OSError) as failure:
-            result = _alone(result, _failed(failure), this.pack)
+            result = _alone(result, failed(failure), this.pack)
     return result
 
 
-def _alone(result: Result, failed: Result, target: Path) -> Result:
+def _alone(result: Result, unpacked: Result, target: Path) -> Result:
     """A result without the outputs, where these cannot be packed: what cannot come back is no success."""
     if result.outcome != "failed":
-        result = replace(result, outcome="failed", status=failed.status, failure=failed.failure, outputs=(),
+        result = replace(result, outcome="failed", status=unpacked.status, failure=unpacked.failure, outputs=(),
                          bytes_out=0)
     _pack_alone(result, target)
     return result

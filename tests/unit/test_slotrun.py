@@ -15,10 +15,10 @@ from vmjob import config, slotrun
 from vmjob.chirp import Chirp
 from vmjob.errors import ChirpFailed, JobError, TokenRefused
 from vmjob.model import Job
-from vmjob.outcome import keep_result
 from vmjob.payload import read_payload
 from vmjob.progress import Reporter
 from vmjob.result import Result
+from vmjob.resultfile import keep_result
 from vmjob.slot import token
 from vmjob.slotrun import SlotRun, slot_run
 

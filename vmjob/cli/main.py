@@ -60,7 +60,7 @@ def parser(only: str = "") -> argparse.ArgumentParser:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; returns the exit status. Every error a user can cause is one line, a hint and its status."""
-    from vmjob.slot.signals import Signals
+    from vmjob.interrupt import Signals
 
     _open_streams()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -75,9 +75,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         args = parser(words[0]).parse_args(words)
         args.command = command
         _logging(getattr(args, "verbose", 0))
-        with Signals():  # a signal is an error like any other: what was begun is undone
+        with Signals() as signals:  # a signal is an error like any other: what was begun is undone
             status: int = args.handler(args)
-        sys.stdout.flush()
+        if not signals.decided:  # what a run ended with stands, whether its words can be written or not
+            sys.stdout.flush()
         return status
     except VmjobError as error:
         return tell(error, "--json" in words)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Optional
 
+from vmjob import interrupt
+
 _SOON = 2.0  # seconds; a longer wait is told
 
 
@@ -42,5 +44,5 @@ def wait(lock: int, how: int, path: Path, patience: float, note: Optional[Callab
         if note and waited >= _SOON:
             note(f"waits for another process that fetches or verifies this image (which: fuser {path})")
             note = None
-        time.sleep(pause)
+        interrupt.sleep(pause)
         pause = min(pause * 2, 0.1)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from vmjob.errors import QemuFailed, ScratchFull, VmjobError
 from vmjob.model import Boot, VmSpec
+from vmjob.node_errors import DiskFailed
 from vmjob.vm.cmdline import SOCKETS, command_line
 from vmjob.vm.qemu import QemuProcess
 
@@ -146,7 +147,7 @@ class Machine:
         if data.get("nospace"):
             return ScratchFull(f"the node's disk is full: the guest could not write on below {self.folder}",
                                "free space there, set another scratch folder, or ask for less in resources.disk")
-        return QemuFailed(f"the node's disk failed under the guest: {data.get('reason', 'no reason told')}",
+        return DiskFailed(f"the node's disk failed under the guest: {data.get('reason', 'no reason told')}",
                           "see the node's kernel log; another node may do")
 
     async def broken(self) -> VmjobError:
@@ -180,7 +181,11 @@ class Machine:
             if time.monotonic() > end:
                 return None
             time.sleep(0.002)
-        if not self.qemu.status or self.qemu.rung:
+        if self.qemu.rung:
+            return None
+        if not self.qemu.status:
+            if any(one.get("data", {}).get("reason") == "host-signal" for one in self.events):
+                return QemuFailed("somebody on the node ended QEMU by a signal", "another try may do")
             return None
         said = self.qemu.last_words()
         if self.qemu.status < 0:
