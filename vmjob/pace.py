@@ -17,15 +17,20 @@ class Pace:
     def __init__(self, pid: Optional[Callable[[], Optional[int]]] = None) -> None:
         self._pid = pid or (lambda: None)
         self._at, self._waited = time.monotonic(), self._queued()
+        self._owed = 0.0
 
     def step(self) -> tuple[float, float]:
         """Seconds since the last step: those that the process had, and those that went by."""
         now, waited = time.monotonic(), self._queued()
         wall = now - self._at
-        # the thread that waited most: mostly a CPU of the guest's
+        # the thread that waited most: mostly a CPU of the guest's. The kernel tells of a wait when it is over, so that
+        # some of it belongs to the steps before
         lost = max((ns - self._waited.get(thread, 0) for thread, ns in waited.items()), default=0) / 1e9
+        self._owed += max(0.0, lost)
         self._at, self._waited = now, waited
-        return max(0.0, wall - max(0.0, lost)), wall
+        paid = min(self._owed, wall)
+        self._owed -= paid
+        return wall - paid, wall
 
     def _queued(self) -> dict[str, int]:
         """Nanoseconds that each thread stood in the queue so far; empty where the kernel does not tell."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vmjob import config
+from vmjob import config, locks
 from vmjob.errors import VmjobError
 from vmjob.matching import FORGOTTEN, Mishap
 from vmjob.pool_errors import PoolError, PoolFull, PoolRefused, PoolUnreachable, TransferFailed
@@ -125,7 +125,7 @@ def _change(what: Callable[[dict[str, Any]], bool]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            locks.wait(lock.fileno(), fcntl.LOCK_EX, file, 10)
             places = _fresh(_read(), time.time())
             if what(places):
                 made = file.with_suffix(f".{os.getpid()}")

@@ -23,7 +23,7 @@ LAYERS = [
      "chirp", "glideins", "result", "tokens", "pyz", "pyz_build", "version", "pool_errors", "blockdev", "endorsement",
      "policy", "verdict", "safepath", "sitead", "siteconfig", "site_errors", "matching", "sitememory", "classads",
      "requirements", "nodead", "nodekinds", "interrupt", "node_errors", "pace", "runs", "health",
-     "usage", "spool", "ledger", ""},
+     "usage", "spool", "ledger", "locks", ""},
     {"image", "stage", "slot", "vm", "guest", "batch", "node"},
     {"compose", "outcome", "resultfile", "guestwatch", "supervise", "prepare", "bundle", "run", "submit", "planning",
      "api", "slotrun",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from vmjob import config, process
+from vmjob import config, locks, process
 from vmjob.batch.description import Submission, carrier_description
 from vmjob.batch.pool import Pool, named, number, quote, translated
 from vmjob.batch.targets import Target
@@ -33,6 +33,7 @@ KEEP_PAYLOAD = 365 * _DAY  # while its jobs are in the queue; what has none is r
 _LEFT = 600  # seconds after its files came for which a payload may have no jobs
 _STAGE_IN = 3600  # seconds until files that were sent to a schedd must have come on to the compute element
 _UNREACHED = 60  # seconds for which a compute element may be away
+_PATIENCE = 3600.0  # seconds for which another process of this machine may fetch
 _GROUP = 100  # files asked for at once
 
 
@@ -239,7 +240,10 @@ def _alone(pool: Pool, cluster: int) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{pool.name}-{cluster}")
     with (folder / name).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            locks.wait(lock.fileno(), fcntl.LOCK_EX, folder / name, _PATIENCE)
+        except TimeoutError as busy:
+            raise TransferFailed(f"{folder / name}: {busy.strerror}", "end that process, or let it go on") from busy
         yield
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Optional
 
-from vmjob import interrupt
+from vmjob.errors import FolderBusy
+from vmjob.locks import wait as wait
 
-_SOON = 2.0  # seconds; a longer wait is told
+_PATIENCE = 600.0  # seconds for which another may change a store
 
 
 def open_own(path: Path) -> int:
@@ -27,22 +24,12 @@ def open_own(path: Path) -> int:
     return lock
 
 
-def wait(lock: int, how: int, path: Path, patience: float, note: Optional[Callable[[str], None]] = None) -> None:
-    """flock ``lock``, which is the open file ``path``, within ``patience`` seconds. ``note`` is told of a wait that is
-    not short. Raises TimeoutError, another OSError where there are no locks, and whatever a signal raises."""
-    begun, pause = time.monotonic(), 0.001
-    while True:
+@contextlib.contextmanager
+def held(path: Path, how: int) -> Iterator[None]:
+    """The lock ``path`` of a store, for the with block. Raises FolderBusy."""
+    with path.open("a") as file:
         try:
-            fcntl.flock(lock, how | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            pass
-        waited = time.monotonic() - begun
-        if waited >= patience:
-            raise TimeoutError(errno.ETIMEDOUT, f"another process has had this lock for {patience:.0f} s (which: fuser "
-                                                "FILE; it may be suspended)", str(path))
-        if note and waited >= _SOON:
-            note(f"waits for another process that fetches or verifies this image (which: fuser {path})")
-            note = None
-        interrupt.sleep(pause)
-        pause = min(pause * 2, 0.1)
+            wait(file.fileno(), how, path, _PATIENCE)
+        except TimeoutError as busy:
+            raise FolderBusy(f"{path}: {busy.strerror}", "end that process, or let it go on (kill -CONT)") from busy
+        yield

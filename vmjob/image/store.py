@@ -21,7 +21,7 @@ from typing import Optional
 
 from vmjob import config
 from vmjob.errors import ImageCorrupt, ImageError, ImageMissing
-from vmjob.image import formats
+from vmjob.image import formats, locks
 from vmjob.image import manifest as manifests
 from vmjob.image.blobs import DERIVED, Blobs
 from vmjob.image.chain import chain
@@ -287,8 +287,7 @@ class Store:
     def _lock(self, how: int) -> Iterator[None]:
         """Adding may go on side by side; removing waits for it, or a blob could go while its manifest comes."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("a") as file:
-            fcntl.flock(file, how)
+        with locks.held(self.root / "lock", how):
             yield
 
 
