@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
-from vmjob import config, submit
+from vmjob import config, interrupt, submit
 from vmjob.errors import VmjobError
 from vmjob.model import Job
 from vmjob.progress import Reporter
@@ -66,6 +66,7 @@ def run_job(job: Job, *, base: Optional[Path] = None, results: Optional[Path] = 
     slot = detect(os.environ, scratch or default_scratch())
     try:
         with private(slot.scratch) as folder:
+            interrupt.check()
             payload = submit.resolve(job, base or Path(), Store(config.store_dir()), folder, listener)
             return run(payload, slot, submit.home_of(payload), results=results, reporter=listener)
     except (VmjobError, OSError) as error:

@@ -11,6 +11,7 @@ from typing import NoReturn, Optional
 
 from vmjob.errors import JobError, VmjobError
 
+_UNTIL_RUN = 10.0  # seconds; importing takes so long on a node that is very busy
 _EXAMPLES = """\
 the first minutes:
   vmjob doctor                              what can this machine do?
@@ -75,7 +76,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         args = parser(words[0]).parse_args(words)
         args.command = command
         _logging(getattr(args, "verbose", 0))
-        with Signals() as signals:  # a signal is an error like any other: what was begun is undone
+        # a signal is an error like any other: what was begun is undone. Before a run it waits for one that can tell it
+        with Signals(_UNTIL_RUN if words[0] in ("run", "slot-run") else 0.0) as signals:
             status: int = args.handler(args)
         if not signals.decided:  # what a run ended with stands, whether its words can be written or not
             sys.stdout.flush()
