@@ -53,8 +53,8 @@ def run_job(job: Job, *, base: Optional[Path] = None, results: Optional[Path] = 
 
     ``base``: the folder that inputs are relative to (default: the current one). ``results``: an existing folder for
     result.json and the outputs; without it they are dropped. ``scratch``: a folder for temporary files. Raises
-    ImageMissing, ImageError, InputMissing or JobError for what is wrong before a run begins. Takes over signals
-    while it runs, so call it from the main thread.
+    ImageMissing, ImageError, InputMissing or JobError for what is wrong before a run begins. Takes over signals (and
+    the timer of SIGALRM) while it runs, so call it from the main thread.
     """
     from vmjob.image.store import Store
     from vmjob.resultfile import refused

@@ -77,6 +77,7 @@ def _undone(this: Run, store: Store, signals: Signals, fetch: Optional[Fetch]) -
                 except Exception as trouble:
                     log.warning("after the run: %s", trouble, exc_info=not isinstance(trouble, (OSError, VmjobError)))
                     this.note(f"teardown: {trouble}")
+            this.folder = None  # that it is gone is right from here on
 
 
 def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Optional[Fetch]) -> None:

@@ -330,3 +330,20 @@ def test_no_descriptors_to_be_had(cli: Cli) -> None:
     result = result_of(cli.cwd / "res")
     assert (done.returncode, result["failure"]["kind"]) == (230, "NodeExhausted"), done.stderr
     assert result["failure"]["transient"] and cli.left_over() == []
+
+
+LIBRARY = """
+import threading
+import vmjob
+for _ in range(2):
+    result = vmjob.run_job(vmjob.Job(name="x", image="micro", command=("true",)))
+    assert result.outcome == "ok", result
+print([one.name for one in threading.enumerate()])
+"""
+
+
+def test_the_library_leaves_no_thread(cli: Cli) -> None:
+    (cli.cwd / "scratch").mkdir()
+    done = subprocess.run([sys.executable, "-c", LIBRARY], cwd=cli.cwd, env=cli.environment(), capture_output=True,
+                          timeout=100)
+    assert done.stdout == b"['MainThread']\n", done.stderr
