@@ -47,7 +47,7 @@ The tree; the number is the exit status of the wrapper and of ``vmjob run``::
      │   ├─ KvmUnavailable          232  transient
      │   ├─ NodeFailed              230  transient: the node itself failed under the run (these: node_errors.py)
      │   │   ├─ DiskFailed               its disk gives errors
-     │   │   ├─ NodeExhausted            no process, thread, memory or descriptor is to be had
+     │   │   ├─ NodeExhausted            no process, thread, memory, descriptor … is to be had
      │   │   └─ ScratchLost              somebody removed the run's scratch folder while it ran
      │   ├─ NetworkRefused          233  transient
      │   │   └─ NetworkLost              the helper behind the guest's network ended while it ran

@@ -44,7 +44,7 @@ class Killed(Interrupted):
 
 # ---------------------------------------------------------------- the operating system's refusals
 
-_EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EFBIG)
 _BROKEN = (errno.EIO, getattr(errno, "EUCLEAN", errno.EIO), errno.ESTALE, errno.ENODEV, errno.ENXIO)
 
 
@@ -54,10 +54,9 @@ def of_node(refused: BaseException) -> Optional[NodeFailed]:
     text = f"{getattr(refused, 'strerror', None) or refused}" + (f": {where}" if where else "")
     thread = isinstance(refused, RuntimeError) and "start new thread" in str(refused)
     if thread or isinstance(refused, MemoryError) or number in _EXHAUSTED:
-        return NodeExhausted(f"this node has no process, thread, memory or file descriptor left: "
-                             f"{text or type(refused).__name__}",
-                             "see its limits (ulimit -u, pids.max and memory.max of the slot) and what else runs "
-                             "there; another node may do")
+        return NodeExhausted(f"this node, or the slot, has no more to give: {text or type(refused).__name__}",
+                             "see the limits of processes, threads, memory, descriptors and files (ulimit -a, pids.max "
+                             "and memory.max of the slot), and what else runs there; another node may do")
     if number in _BROKEN:
         return DiskFailed(f"a disk of this node fails: {text}", "see the node's kernel log; another node may do")
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from vmjob.model import Fetch, ImageFile
 from vmjob.outcome import failed
 from vmjob.progress import Reporter
 from vmjob.result import Result
-from vmjob.resultfile import begun, keep_result
+from vmjob.resultfile import begun, keep_result, refused
 from vmjob.slot import token
 from vmjob.slot.announce import Announcer, is_over
 
@@ -80,6 +80,20 @@ def slot_run(this: SlotRun, reporter: Reporter) -> Result:
         if is_over(result):
             token.remove(this.token_at, chirp)
     return result
+
+
+def not_begun(words: Sequence[str], error: VmjobError) -> None:
+    """The result of a slot-run whose options cannot be used, or that was stopped before it had read them: where the
+    wrapper has said that a run begins. Never raises."""
+    found = {"--results": ".", "--pack": ""}
+    for word, after in zip(words, [*words[1:], ""]):
+        name, equals, value = word.partition("=")
+        if name in found:
+            found[name] = value if equals else after
+    if found["--pack"]:
+        _pack_alone(failed(error), Path(found["--pack"]))
+    else:
+        refused(error, Path(found["--results"]), "")
 
 
 def _run(this: SlotRun, results: Path, announcer: Announcer, chirp: Optional[Chirp]) -> Result:

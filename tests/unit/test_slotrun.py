@@ -197,3 +197,21 @@ def test_what_somebody_else_made_there_is_not_used(node: Path, monkeypatch: pyte
 def test_no_such_folder_is_no_harm(node: Path) -> None:
     node.parent.rmdir()
     assert config.cache_dir().name == "vmjob"
+
+
+@pytest.mark.parametrize("words", [["--results", "res"], ["--results=res"], ["--pack", "r.tar"], []])
+def test_options_that_cannot_be_used_are_a_result_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      words: list[str]) -> None:
+    """The wrapper has written that a run begins."""
+    from vmjob.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["slot-run", "--payload", ".", *words, "--bogus"]) == 200
+    if "--pack" in words:
+        with tarfile.open("r.tar") as archive:
+            file = archive.extractfile("result.json")
+            assert file
+            text = file.read()
+    else:
+        text = (tmp_path / ("res" if words else ".") / "result.json").read_bytes()
+    assert json.loads(text)["failure"]["kind"] == "JobError"

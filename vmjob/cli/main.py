@@ -83,6 +83,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             sys.stdout.flush()
         return status
     except VmjobError as error:
+        if words[0] == "slot-run":
+            from vmjob.slotrun import not_begun
+
+            not_begun(words, error)
         return tell(error, "--json" in words)
     except BrokenPipeError:  # whoever read our list has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
