@@ -2,6 +2,8 @@
 # make demo-pool  ten of them through a compute element to two worker nodes, in demo-pool-out/; then ten in the VO's
 #                 own queue, pulled by glide-ins that went in through the same compute element
 # make test   everything; make unit: the fast part
+# make chaos  runs under kills, signals, want and overload: does each tell the outcome that it had? Ten minutes;
+#             make chaos MINUTES=300 SEED=7 for longer. The table is in build/chaos.md
 # make lock   newer releases of all packages: renews locks/, shows what changed, runs the fast part
 # make unit-later   the fast part two years from now; or on a day: make unit-later AT=2028-02-28T23:59:30Z
 # make unit-lowest, make unit-newest   the fast part at both ends of the ranges in pyproject.toml
@@ -14,7 +16,7 @@
 
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: demo demo-pool test unit unit-later unit-lowest unit-newest lock fresh dist bench site-up site-down site-shell clean
+.PHONY: chaos demo demo-pool test unit unit-later unit-lowest unit-newest lock fresh dist bench site-up site-down site-shell clean
 
 demo:
 	@.ci/setup demo
@@ -50,6 +52,11 @@ fresh:
 dist:
 	@.ci/setup dist
 	@.venv/bin/python -m pkg
+
+MINUTES = 10
+chaos:
+	@.ci/setup test
+	.venv/bin/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 bench:
 	@.ci/setup bench

@@ -32,7 +32,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
-from vmjob import config, submit
+from vmjob import config, interrupt, submit
+from vmjob.errors import VmjobError
 from vmjob.model import Job
 from vmjob.progress import Reporter
 from vmjob.result import Result
@@ -52,19 +53,26 @@ def run_job(job: Job, *, base: Optional[Path] = None, results: Optional[Path] = 
 
     ``base``: the folder that inputs are relative to (default: the current one). ``results``: an existing folder for
     result.json and the outputs; without it they are dropped. ``scratch``: a folder for temporary files. Raises
-    ImageMissing, ImageError, InputMissing or JobError for what is wrong before a run begins. Takes over signals
-    while it runs, so call it from the main thread.
+    ImageMissing, ImageError, InputMissing or JobError for what is wrong before a run begins. Takes over signals (and
+    the timer of SIGALRM) while it runs, so call it from the main thread.
     """
     from vmjob.image.store import Store
+    from vmjob.resultfile import refused
     from vmjob.run import run
     from vmjob.slot.limits import detect
     from vmjob.slot.scratch import scratch as private
 
     listener = reporter or Reporter()
     slot = detect(os.environ, scratch or default_scratch())
-    with private(slot.scratch) as folder:
-        payload = submit.resolve(job, base or Path(), Store(config.store_dir()), folder, listener)
-        return run(payload, slot, submit.home_of(payload), results=results, reporter=listener)
+    try:
+        with private(slot.scratch) as folder:
+            interrupt.check()
+            payload = submit.resolve(job, base or Path(), Store(config.store_dir()), folder, listener)
+            return run(payload, slot, submit.home_of(payload), results=results, reporter=listener)
+    except (VmjobError, OSError) as error:
+        if results is not None:  # an earlier run's result would be taken for this one's
+            refused(error, results, job.name)
+        raise
 
 
 def pack_job(job: Job, target: Path, *, base: Optional[Path] = None, reporter: Optional[Reporter] = None,

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
-from vmjob import classads
+from vmjob import classads, interrupt
 from vmjob.classads import Value
 from vmjob.errors import ChirpFailed, ImageMissing
 
@@ -27,7 +27,7 @@ log = logging.getLogger("vmjob.chirp")
 _T = TypeVar("_T")
 
 PIECE = 4 * 2**20
-PATIENCE = 600.0  # seconds for which nothing may come; HTCondor's own lease of a cut job is longer
+PATIENCE = 300.0  # seconds for which nothing may come; HTCondor's own lease of a cut job is longer
 _TIMEOUT = 120.0  # of one answer; a cut that HTCondor itself survives shows as silence
 _PAUSES = (0.2, 1.0, 5.0)
 _TEXT = 900  # the starter reads lines of 1 KiB or more, escapes included
@@ -127,7 +127,7 @@ class Chirp:
                                       "the network between this node and the submit side was lost: "
                                       "another try may do") from lost
                 log.info("%s: %s; trying again", what, lost)
-                time.sleep(next(pauses, _PAUSES[-1]))
+                interrupt.sleep(next(pauses, _PAUSES[-1]))
 
     def _call(self, what: str, call: Callable[[Any], _T]) -> _T:
         from htchirp import HTChirp

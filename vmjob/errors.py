@@ -37,6 +37,7 @@ The tree; the number is the exit status of the wrapper and of ``vmjob run``::
      │   ├─ FolderBusy              223
      │   ├─ WalltimeOver            224
      │   ├─ Interrupted             225  transient: somebody took the slot away
+     │   │   └─ Killed              225  the run was killed, and could not say how it ended
      │   ├─ PolicyRefused           226  the site's policy does not let this image or job in
      │   ├─ PolicyBroken            227  transient: the site's policy cannot be read or trusted
      │   ├─ StageOutFailed          228  outputs could not be sent where they shall go: they are with the job
@@ -44,7 +45,12 @@ The tree; the number is the exit status of the wrapper and of ``vmjob run``::
      ├─ HostError           230–239      the site admin can mend it; another node may do
      │   ├─ QemuMissing             231  transient
      │   ├─ KvmUnavailable          232  transient
+     │   ├─ NodeFailed              230  transient: the node itself failed under the run (these: node_errors.py)
+     │   │   ├─ DiskFailed               its disk gives errors
+     │   │   ├─ NodeExhausted            no process, thread, memory, descriptor … is to be had
+     │   │   └─ ScratchLost              somebody removed the run's scratch folder while it ran
      │   ├─ NetworkRefused          233  transient
+     │   │   └─ NetworkLost              the helper behind the guest's network ended while it ran
      │   ├─ QemuFailed              234  transient
      │   ├─ CommandFailed           235
      │   ├─ CommandMissing          236  transient
@@ -53,8 +59,10 @@ The tree; the number is the exit status of the wrapper and of ``vmjob run``::
      │   └─ PoolOutOfReach          239  transient: a glide-in's guest does not reach its pool
      └─ GuestError          240–249      the guest did not do its part
          ├─ BootFailed              240  never said hello, twice
+         │   └─ BootStarved              transient: so it was, on a node that gave it next to no CPU time
          ├─ KernelPanic             241
          ├─ GuestHung               242
+         │   └─ GuestStarved             transient: the same of a guest that runs
          ├─ GuestVanished           243  powered off without telling a result
          ├─ AgentFailed             244
          ├─ CondorFailed            245  a glide-in's HTCondor ended by itself

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
+from vmjob import interrupt
 from vmjob.progress import Bar
 
 log = logging.getLogger("vmjob.files")
@@ -75,6 +76,7 @@ def copy_range(source: int, target: int, start: int, to: int, length: int, advan
     """
     done, method = 0, 0
     while done < length:
+        interrupt.check()
         some = min(_CHUNK, length - done)
         try:
             moved = _METHODS[method](source, target, start + done, to + done, some)
@@ -220,6 +222,7 @@ def chunks(path: Path, bar: Optional[Bar] = None) -> Iterator[memoryview]:
             ready, turn = buffers[turn], 1 - turn
             pending = reader.submit(file.readinto, buffers[turn])
             yield memoryview(ready)[:count]
+            interrupt.check()
             if bar:
                 bar.advance(count)
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Optional
 
+from vmjob import interrupt
+
 ALONE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
 _SOON = 2.0  # seconds; a longer wait is reported
 _SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # follows no link, and no pipe in its place holds us
@@ -65,7 +67,7 @@ def wait(lock: int, how: int, path: Path, patience: float, note: Optional[Callab
         if note and waited >= _SOON:
             note(f"waits for another process that {what} (which: fuser {path})")
             note = None
-        time.sleep(pause)
+        interrupt.sleep(pause)
         pause = min(pause * 2, 0.1)
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import signal
 import socket
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
-from vmjob.errors import HostError, Interrupted, ScratchFull, VmjobError, WalltimeOver
+from vmjob.errors import HostError, Interrupted, ScratchFull, SlotError, VmjobError, WalltimeOver
 from vmjob.files import FULL
 from vmjob.glideins import Worked
 from vmjob.model import AccelChoice, Boot, Granted, Job, Payload, QemuInfo, Slot
+from vmjob.node_errors import ScratchLost, of_node
 from vmjob.progress import Reporter, Stages
 from vmjob.result import Decision, Failure, Result, Staged
 
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vmjob.run")
 
+_NOTES = 50
+
 
 @dataclass
 class Run:
@@ -39,6 +40,9 @@ class Run:
     results: Optional[Path]
     stages: Stages = field(init=False)
     failure: Optional[VmjobError] = None
+    notes: list[str] = field(default_factory=list)  # what went wrong besides, after the failure or without one
+    network_lost: str = ""  # why, where the guest's network ended while it ran
+    folder: Optional[Path] = None  # in the slot's scratch
     granted: Optional[Granted] = None
     qemu: Optional[QemuInfo] = None
     accel: Optional[AccelChoice] = None
@@ -78,6 +82,11 @@ class Run:
         """What is left of ``seconds`` from the run's start on; None stays None."""
         return None if seconds is None else self.clock + seconds - time.monotonic()
 
+    def note(self, text: str) -> None:
+        """What a person should see, and what the result keeps."""
+        self.notes.append(text)
+        self.reporter.note(text)
+
     @property
     def job(self) -> Job:
         return self.payload.job
@@ -107,7 +116,14 @@ class Run:
             cpu_seconds=round(self.cpu_seconds, 3), peak_memory=self.peak_memory, outputs=self.outputs,
             console_tail=self.console_tail if outcome == "failed" else (), stop=self.stop,
             started=round(self.started, 3), ended=round(time.time(), 3), host=socket.gethostname(),
-            glidein=self.glidein, policy=self.decision, staged=self.staged)
+            glidein=self.glidein, policy=self.decision, staged=self.staged, notes=tuple(self.notes[:_NOTES]),
+            network_lost=self.network_lost)
+
+    def named(self, error: BaseException) -> VmjobError:
+        """The failure that ``error`` is: what the node did to the run goes before what it looks like."""
+        found = _named(error, self.folder)
+        found.stage = found.stage or self.stages.current
+        return found
 
 
 def failure_of(error: VmjobError) -> Failure:
@@ -135,22 +151,47 @@ def failure_from_os(error: OSError) -> VmjobError:
     hint = "check the permissions of the folder and that it exists"
     if isinstance(error, TimeoutError) and error.filename:  # of vmjob.locks
         hint = f"fuser {error.filename} says which process has it: end that one, or let it go on (kill -CONT)"
-    named = HostError(f"{error.strerror or error}{where}", hint)
+    named = of_node(error) or HostError(f"{error.strerror or error}{where}", hint)
     named.__cause__ = error
     return named
 
 
-def keep_result(result: Result, folder: Path) -> Result:
-    """result.json into ``folder``, whole or not at all. Where it cannot be written, a result that says so: what
-    nobody can read is no success."""
-    spare = folder / f".vmjob-result-{os.getpid()}"
-    try:
-        spare.write_text(json.dumps(result.to_json(), indent=1) + "\n")
-        spare.replace(folder / "result.json")
-        return result
-    except OSError as refused:
-        spare.unlink(missing_ok=True)
-        log.error("%s: result.json cannot be written: %s", folder, refused.strerror)
-        failure = failure_from_os(refused)
-        return result if result.failure else replace(result, outcome="failed", status=failure.status,
-                                                     failure=failure_of(failure))
+def _named(error: BaseException, folder: Optional[Path]) -> VmjobError:
+    if isinstance(error, (Interrupted, WalltimeOver)):
+        return error
+    if folder and _lost(folder, error):
+        return ScratchLost(f"the run's scratch folder {folder} was removed, or files in it, while the run went on",
+                           "something tidies up on this node (tmpreaper, systemd-tmpfiles): it must leave "
+                           f"{folder.name[:10]}* alone; another node may do")
+    if isinstance(error, VmjobError):
+        # what the system refused, where nobody could make more of it
+        cause = error.__cause__ if type(error) in (SlotError, HostError) else None
+        return (of_node(cause) if cause else None) or error
+    if isinstance(error, OSError):
+        return failure_from_os(error)
+    found = of_node(error)
+    if found is None:
+        log.error("this is a bug in vmjob", exc_info=error)
+        return VmjobError(f"bug in vmjob: {type(error).__name__}: {error}", "please report it with the lines above")
+    return found
+
+
+def _lost(folder: Path, error: BaseException) -> bool:
+    """Has somebody else removed the folder, or the file of it that ``error`` misses?"""
+    from vmjob.slot.scratch import is_whole
+
+    if not is_whole(folder):
+        return True
+    link: Optional[BaseException] = error
+    for _ in range(10):
+        if isinstance(link, FileNotFoundError) and link.filename and folder in Path(str(link.filename)).parents:
+            return True
+        link = link.__cause__ if link else None
+    return False
+
+
+def failed(error: BaseException, folder: Optional[Path] = None) -> Result:
+    """The result of a run that did not come to be one."""
+    named, now = _named(error, folder), round(time.time(), 3)
+    return Result(job="", outcome="failed", status=named.status, failure=failure_of(named), started=now, ended=now,
+                  host=socket.gethostname())

@@ -19,16 +19,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, NoReturn, Optional, Union
+from typing import IO, Any, NoReturn, Optional, Union
 
-from vmjob import landlock
+from vmjob import interrupt, landlock
 from vmjob.errors import CommandFailed, CommandMissing
 from vmjob.landlock import Fence
 from vmjob.machinetext import last_line
+from vmjob.node_errors import of_node
 
 log = logging.getLogger("vmjob.process")
 
 _PR_SET_PDEATHSIG = 1
+_TICK = 0.2  # seconds between two looks at whether the run is to end
 Argument = Union[str, Path]
 
 
@@ -77,21 +79,51 @@ def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[M
     """
     words = [str(word) for word in argv]
     log.debug("run: %s", shlex.join(words))
-    try:
-        with landlock.ruleset(fence) as rules:
-            done = subprocess.run(words, cwd=cwd, env=env, input=input, timeout=timeout, capture_output=True,
-                                  stdin=None if input is not None else subprocess.DEVNULL,
-                                  preexec_fn=die_with_parent(os.getpid(), rules))
-    except FileNotFoundError as missing:
-        raise CommandMissing(f"the program {words[0]} is not installed here", hint) from missing
-    except subprocess.TimeoutExpired as slow:
-        raise CommandFailed(f"{words[0]} did not end within {timeout:.0f} s", hint) from slow
+    child = _start(words, hint, cwd=cwd, env=env, stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
+                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, fence=fence)
+    with child:
+        try:
+            done = subprocess.CompletedProcess(words, 0, *_heard(child, input, timeout))
+        except subprocess.TimeoutExpired as slow:
+            child.kill()
+            raise CommandFailed(f"{words[0]} did not end within {timeout:.0f} s", hint) from slow
+        except BaseException:
+            child.kill()
+            raise
+        done.returncode = child.returncode
     if check and done.returncode:
         tail = (done.stderr or done.stdout).decode(errors="replace").strip()[-2000:]
         last = last_line(tail, "it printed nothing")
         raise CommandFailed(f"{Path(words[0]).name} ended with status {done.returncode}: {last}", hint,
                             output=tail, returncode=done.returncode)
     return done
+
+
+def _start(words: list[str], hint: str, fence: Optional[Fence] = None, **more: Any) -> subprocess.Popen[bytes]:
+    """A child that dies with us, behind ``fence``. Raises CommandMissing, NodeExhausted."""
+    try:
+        with interrupt.shielded(), landlock.ruleset(fence) as rules:  # what is raised in the midst of a fork is lost
+            return subprocess.Popen(words, preexec_fn=die_with_parent(os.getpid(), rules), **more)
+    except FileNotFoundError as missing:
+        if str(missing.filename) != words[0]:  # the folder to start it in
+            raise
+        raise CommandMissing(f"the program {words[0]} is not installed here", hint) from missing
+    except OSError as refused:
+        raise of_node(refused) or refused from None
+
+
+def _heard(child: subprocess.Popen[bytes], said: Optional[bytes], timeout: Optional[float]) -> tuple[bytes, bytes]:
+    """What it writes until its end, to stdout and stderr. Raises TimeoutExpired, and what interrupt.check does."""
+    end = None if timeout is None else time.monotonic() + timeout
+    while True:
+        interrupt.check()
+        left = _TICK if end is None else min(_TICK, end - time.monotonic())
+        try:
+            return child.communicate(said, max(0.0, left))
+        except subprocess.TimeoutExpired:
+            said = None  # is on its way
+            if end is not None and time.monotonic() >= end:
+                raise
 
 
 def spawn(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[Mapping[str, str]] = None,
@@ -102,14 +134,9 @@ def spawn(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional
     CommandMissing."""
     words = [str(word) for word in argv]
     log.debug("start: %s", shlex.join(words))
-    try:
-        with landlock.ruleset(fence) as rules:
-            return subprocess.Popen(words, cwd=cwd, env=env, pass_fds=pass_fds, stdin=subprocess.DEVNULL,
-                                    stdout=stdout or subprocess.DEVNULL, stderr=stderr or subprocess.DEVNULL,
-                                    start_new_session=True, preexec_fn=die_with_parent(os.getpid(), rules))
-    except FileNotFoundError as missing:
-        raise CommandMissing(f"the program {words[0]} is not installed here",
-                             "see vmjob doctor for what this machine lacks") from missing
+    return _start(words, "see vmjob doctor for what this machine lacks", cwd=cwd, env=env, pass_fds=pass_fds,
+                  stdin=subprocess.DEVNULL, stdout=stdout or subprocess.DEVNULL, stderr=stderr or subprocess.DEVNULL,
+                  start_new_session=True, fence=fence)
 
 
 def attached(argv: Sequence[Argument], *, terminal: bool = True, quiet: Sequence[bytes] = (),
@@ -122,11 +149,7 @@ def attached(argv: Sequence[Argument], *, terminal: bool = True, quiet: Sequence
     """
     words = [str(word) for word in argv]
     log.debug("attach: %s", shlex.join(words))
-    try:
-        child = subprocess.Popen(words, stderr=subprocess.PIPE, start_new_session=not terminal,
-                                 preexec_fn=die_with_parent(os.getpid()))
-    except FileNotFoundError as missing:
-        raise CommandMissing(f"the program {words[0]} is not installed here", hint) from missing
+    child = _start(words, hint, stderr=subprocess.PIPE, start_new_session=not terminal)
     assert child.stderr
     said = b""
     try:
@@ -152,9 +175,10 @@ def in_child(call: Callable[[], None], read: Callable[[int], None], pause: float
     """Run ``call`` in a forked child, for a library that stands still (and us with it) while it works. ``read`` hears
     now and then how many bytes the child has read. Returns what was wrong, empty if nothing; the child is gone then."""
     mine, its = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _as_child(call, its)
+    with interrupt.shielded():
+        child = os.fork()
+        if child == 0:
+            _as_child(call, its)
     os.close(its)
     try:
         while True:
@@ -163,7 +187,7 @@ def in_child(call: Callable[[], None], read: Callable[[int], None], pause: float
                 break
             with suppress(OSError, ValueError, IndexError):
                 read(int(Path(f"/proc/{child}/io").read_text().split()[1]))
-            time.sleep(pause)
+            interrupt.sleep(pause)
     except BaseException:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -177,7 +201,7 @@ def in_child(call: Callable[[], None], read: Callable[[int], None], pause: float
 def _as_child(call: Callable[[], None], pipe: int) -> NoReturn:
     status = 1
     try:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in interrupt.ALL:
             signal.signal(number, signal.SIG_DFL)
         die_with_parent(os.getppid())()  # sees a parent that is gone by now as its own
         call()

@@ -40,8 +40,8 @@ _HEAD = b"#!/usr/bin/env python3\n# coding: vmjob.pyz-is-cut-short.Copy-it-again
 _MAIN = """import sys
 if sys.version_info < (3, 9):
     sys.exit("vmjob needs Python 3.9 or newer, this is " + sys.version.split()[0])
-from vmjob.cli.main import main
-sys.exit(main())
+from vmjob.__main__ import start
+start()
 """
 
 

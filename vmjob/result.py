@@ -57,8 +57,10 @@ class Result:
     """What ``result.json`` holds (vmjob/schemas/result.schema.json); times in seconds, sizes in bytes.
 
     ``outcome``: ``ok`` (program ended with 0 and everything asked for came back), ``program-failed``
-    (it ran and ended otherwise) or ``failed`` (``failure`` says what). ``status`` is the exit status of the wrapper.
-    ``glidein``: what a glide-in has done, None for other jobs."""
+    (it ran and ended otherwise), ``failed`` (``failure`` says what) or ``begun`` (it goes on, or was killed).
+    ``status`` is the exit status of the wrapper.
+    ``glidein``: what a glide-in has done, None for other jobs. ``notes``: what went wrong besides. ``network_lost``:
+    why the guest's network ended while it ran."""
 
     job: str
     outcome: str
@@ -91,6 +93,8 @@ class Result:
     glidein: Optional[Worked] = None
     policy: Optional[Decision] = None
     staged: tuple[Staged, ...] = ()
+    notes: tuple[str, ...] = ()
+    network_lost: str = ""
 
     @property
     def failure_kind(self) -> str:
@@ -98,8 +102,8 @@ class Result:
         return self.failure.kind if self.failure else ""
 
     def to_json(self) -> dict[str, Any]:
-        """The document of result.schema.json; ``glidein`` and ``policy`` only where there was one. Of very many outputs
-        it names the first, and says how many more there are."""
+        """The document of result.schema.json; ``glidein``, ``policy`` and what went wrong besides only where there was
+        something. Of very many outputs it names the first, and says how many more there are."""
         from dataclasses import asdict, replace
 
         import vmjob
@@ -109,8 +113,8 @@ class Result:
         for key, more in (("outputs_more", len(self.outputs) - outputs), ("staged_more", len(self.staged) - staged)):
             if more:
                 body[key] = more
-        for key in ("glidein", "policy"):
-            if body[key] is None:
+        for key in ("glidein", "policy", "notes", "network_lost"):
+            if not body[key]:
                 del body[key]
         body["stages"] = [{"name": s.name, "seconds": round(s.seconds, 4)} for s in self.stages]
         return {"vmjob": vmjob.__version__, "schema": 1, **body}

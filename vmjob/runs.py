@@ -39,12 +39,13 @@ from vmjob.errors import (
     QemuMissing,
     VmjobError,
 )
+from vmjob.node_errors import NodeFailed
 
 log = logging.getLogger("vmjob.run")
 
 RUNS = Path("/var/lib/vmjob/runs")
 # What another node may do better. A guest's own failures, outputs, walltime and signals are the job's.
-FAULTS = (QemuMissing, KvmUnavailable, NetworkRefused, QemuFailed, CommandMissing, BootFailed)
+FAULTS = (QemuMissing, KvmUnavailable, NetworkRefused, QemuFailed, CommandMissing, BootFailed, NodeFailed)
 HOUR = 3600.0  # seconds for which a failure counts
 _IMAGE_KEPT = 24 * HOUR
 _UNLOCKED = 60.0  # seconds after which a file without a lock or an outcome is a killed run's

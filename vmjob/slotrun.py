@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,20 +15,23 @@ from vmjob import config
 from vmjob.chirp import Chirp, unavailable
 from vmjob.errors import VmjobError
 from vmjob.files import RESULT_FILES
+from vmjob.interrupt import PATIENCE, Signals
 from vmjob.model import Fetch, ImageFile
-from vmjob.outcome import failure_from_os, failure_of, keep_result
+from vmjob.outcome import failed
 from vmjob.progress import Reporter
 from vmjob.result import Result
+from vmjob.resultfile import begun, keep_result, refused
 from vmjob.slot import token
 from vmjob.slot.announce import Announcer, is_over
-from vmjob.slot.signals import STOP, Signals, interrupted
 
 if TYPE_CHECKING:
     from vmjob.stage.collect import Entry
 
 log = logging.getLogger("vmjob.run")
 
-PATIENCE = 20.0  # seconds for packing the results, from a signal to stop on
+# Seconds for packing the results, from a signal to stop on, and then it is Interrupted: better a result without the
+# outputs than none, as a batch system kills what does not end.
+PACKING = 20.0
 
 
 @dataclass(frozen=True)
@@ -55,26 +58,50 @@ class SlotRun:
 
 def slot_run(this: SlotRun, reporter: Reporter) -> Result:
     """Run the payload. Never raises a VmjobError: the Result tells it. Main thread only."""
-    with Signals() as signals:
-        chirp = Chirp.find(os.environ)
-        announcer = Announcer.begin(os.environ, reporter, chirp)
+    with Signals(PATIENCE) as signals:
+        signals.one_run = True
+        announcer, chirp = Announcer(reporter, None, {}), None
         try:
+            if this.pack:  # HTCondor holds a job that is killed before it has this
+                _pack_alone(begun(), this.pack)
+            chirp = Chirp.find(os.environ)
+            announcer = Announcer.begin(os.environ, reporter, chirp)
+            signals.hurry = announcer.hurry
+            signals.check()
             # first of all: whatever comes next, it is off the disk
             this = replace(this, token=token.take(this.token_at, this.payload))
             result = _packed(this, announcer, chirp, signals) if this.pack else \
-                _run(this, this.results, announcer, chirp, signals)
+                _run(this, this.results, announcer, chirp)
         except Exception as failure:  # the scratch folder, mostly
-            result = _failed(failure)
-            if this.pack and not this.pack.exists():
+            result = failed(failure)
+            if this.pack:
                 _pack_alone(result, this.pack)
-        signals.listener = announcer.hurry
+            else:
+                result = keep_result(result, this.results)
+        signals.decide()
+        if signals.stops:
+            announcer.hurry()
         announcer.finish(result)
         if is_over(result):
             token.remove(this.token_at, chirp)
     return result
 
 
-def _run(this: SlotRun, results: Path, announcer: Announcer, chirp: Optional[Chirp], signals: Signals) -> Result:
+def not_begun(words: Sequence[str], error: VmjobError) -> None:
+    """The result of a slot-run whose options cannot be used, or that was stopped before it had read them: where the
+    wrapper has said that a run begins. Never raises."""
+    found = {"--results": ".", "--pack": ""}
+    for word, after in zip(words, [*words[1:], ""]):
+        name, equals, value = word.partition("=")
+        if name in found:
+            found[name] = value if equals else after
+    if found["--pack"]:
+        _pack_alone(failed(error), Path(found["--pack"]))
+    else:
+        refused(error, Path(found["--results"]), "")
+
+
+def _run(this: SlotRun, results: Path, announcer: Announcer, chirp: Optional[Chirp]) -> Result:
     from vmjob.image.store import Store
     from vmjob.job import with_parameters
     from vmjob.payload import read_payload
@@ -88,13 +115,10 @@ def _run(this: SlotRun, results: Path, announcer: Announcer, chirp: Optional[Chi
             payload = replace(payload, token=this.token or token.fetch(this.token_at, chirp))
         slot = detect(os.environ, this.folder)
         store = Store(config.cache_dir(), cache=True)
-        # once it runs, the run hears the signals; after it they only shorten the end
-        signals.listener = announcer.hurry
         return run(payload, slot, store, results=results, reporter=announcer,
                    fetch=_fetch(this.image_at, chirp) if this.image_at else None)
     except Exception as failure:
-        signals.listener = announcer.hurry
-        return keep_result(_failed(failure), results)
+        return keep_result(failed(failure), results)
 
 
 def _fetch(image_at: str, chirp: Optional[Chirp]) -> Fetch:
@@ -110,21 +134,6 @@ def _fetch(image_at: str, chirp: Optional[Chirp]) -> Fetch:
     return pieces
 
 
-def _failed(failure: Exception) -> Result:
-    import socket
-    import time
-
-    if isinstance(failure, OSError):
-        failure = failure_from_os(failure)
-    elif not isinstance(failure, VmjobError):
-        log.error("this is a bug in vmjob", exc_info=failure)
-        failure = VmjobError(f"bug in vmjob: {type(failure).__name__}: {failure}",
-                             "please report it with the lines above")
-    now = round(time.time(), 3)
-    return Result(job="", outcome="failed", status=failure.status, failure=failure_of(failure), started=now, ended=now,
-                  host=socket.gethostname())
-
-
 # ---------------------------------------------------------------- the results as one file
 
 
@@ -136,40 +145,20 @@ def _packed(this: SlotRun, announcer: Announcer, chirp: Optional[Chirp], signals
     with scratch(this.folder) as folder:
         results = folder / "results"
         results.mkdir()
-        result = _run(this, results, announcer, chirp, signals)
+        result = _run(this, results, announcer, chirp)
         try:
-            with _patience(signals):
+            signals.decide()
+            with signals.patiently(PACKING):
                 pack_results(results, this.pack)
         except (VmjobError, OSError) as failure:
-            result = _alone(result, _failed(failure), this.pack)
+            result = _alone(result, failed(failure), this.pack)
     return result
 
 
-@contextmanager
-def _patience(signals: Signals) -> Iterator[None]:
-    """From a signal to stop on, what is done here has PATIENCE seconds, and then is Interrupted: better a result
-    without the outputs than none, as a batch system kills what does not end."""
-    before = signals.listener
-
-    def hurry(number: int) -> None:
-        if number in STOP and signals.listener is hurry:
-            signals.listener = before
-            signals.limit(PATIENCE, interrupted(number))
-        if before:
-            before(number)
-
-    signals.listener = hurry
-    try:
-        yield
-    finally:
-        signals.listener = before
-        signals.no_limit()
-
-
-def _alone(result: Result, failed: Result, target: Path) -> Result:
+def _alone(result: Result, unpacked: Result, target: Path) -> Result:
     """A result without the outputs, where these cannot be packed: what cannot come back is no success."""
     if result.outcome != "failed":
-        result = replace(result, outcome="failed", status=failed.status, failure=failed.failure, outputs=(),
+        result = replace(result, outcome="failed", status=unpacked.status, failure=unpacked.failure, outputs=(),
                          bytes_out=0)
     _pack_alone(result, target)
     return result

@@ -286,7 +286,10 @@ def _unpack(archive: Path, folder: Path, reporter: Reporter) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as broken:
         raise OutputRefused(f"{path}: cannot be read: {broken}",
                             "the job's node or its disk is at fault; submit again") from broken
-    return schema.check(document, "result", str(path), OutputRefused)
+    body: dict[str, Any] = schema.check(document, "result", str(path), OutputRefused)
+    if body["outcome"] == "begun":  # nobody lived to say more: its failure says so
+        body["outcome"] = "failed"
+    return body
 
 
 def _no_number(word: str) -> Any:

@@ -8,20 +8,21 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Coroutine
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Optional
 
-from vmjob import compose
-from vmjob.errors import BootFailed, GuestError, GuestVanished, KernelPanic, QemuFailed, SlotTooSmall, VmjobError
+from vmjob import compose, guestwatch
+from vmjob.errors import BootFailed, GuestError, GuestVanished, KernelPanic, VmjobError
+from vmjob.interrupt import PAUSE, STOP, Signals, interrupted, walltime_over
 from vmjob.model import Image
+from vmjob.node_errors import NetworkLost
 from vmjob.outcome import Run
+from vmjob.pace import Pace
 from vmjob.prepare import prepare
-from vmjob.slot.signals import PAUSE, STOP, Signals, interrupted, walltime_over
-from vmjob.units import format_size
 from vmjob.vm.cmdline import cpu_model
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from vmjob.guest.session import Session
     from vmjob.vm.machine import Machine
+    from vmjob.vm.net import Link
 
 log = logging.getLogger("vmjob.run")
 
@@ -47,10 +49,15 @@ class Guest:
         self.this, self.image, self.folder, self.signals = this, image, folder, signals
         self.stopped: Optional[VmjobError] = None
         self._stop_by: Optional[float] = None
-        self._heard = 0  # signals to stop that the loop has acted upon
+        self._reason: Optional[VmjobError] = None  # why it is to end, if it is
+        self._wish = 0  # the last signal to pause or resume, not yet obeyed
+        self._obeying = False
+        self._attached = False
+        self._main: Optional[asyncio.Task[None]] = None
         self._stack = ExitStack()
         self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._machine: Optional[Machine] = None
+        self._link: Optional[Link] = None
         self._session: Optional[Session] = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -76,18 +83,19 @@ class Guest:
     def boot(self) -> None:
         """Start QEMU and wait for the agent; a guest that never says hello is booted once more."""
         for attempt in range(1, BOOT_ATTEMPTS + 1):
+            self.signals.check()
             self.this.attempts = attempt
             try:
                 self._start()
                 self._await(self._booted())
                 return
-            except (BootFailed, GuestVanished, KernelPanic) as failure:
+            except (BootFailed, GuestVanished, KernelPanic, NetworkLost) as failure:
                 # before hello nothing of the job has run, so a second try cannot run it twice
                 if attempt == BOOT_ATTEMPTS or self.stopped or not self._worth_a_try(failure):
                     raise
                 self.this.reporter.note(f"{failure.message}; trying once more")
                 self._end()
-                self.signals.listener = None  # between two boots a signal ends the run at once
+                self.this.network_lost = ""  # the next one has a network of its own
 
     def _worth_a_try(self, failure: VmjobError) -> bool:
         """A panic comes again, unless the next attempt offers the guest another CPU."""
@@ -105,10 +113,10 @@ class Guest:
         self._await(self._finished())
         self._end()
 
-    def check(self) -> Callable[[], None]:
-        """For what is done with the outputs of a guest that has ended: raises when that takes too long, too."""
-        self.signals.listener = lambda number: None
-        return self.signals.checker(self._heard, self.stopped, self._stop_by)
+    @property
+    def left(self) -> Optional[float]:
+        """Seconds that are left of GRACE, where the guest was told that its time ends."""
+        return None if self._stop_by is None else max(0.0, self._stop_by - time.monotonic())
 
     # ------------------------------------------------------------ how
 
@@ -122,14 +130,20 @@ class Guest:
 
         self._loop = asyncio.new_event_loop()
         self._stack.callback(self._loop.close)
-        self.signals.listener = self._on_signal
+        self._link = link
+        self._loop.add_reader(self.signals.watch(), self._signalled)
 
-    def _await(self, work: Awaitable[None]) -> None:
+    def _await(self, work: Coroutine[Any, Any, None]) -> None:
         assert self._loop and self._machine
+        self._main = self._loop.create_task(work)
         try:
-            self._loop.run_until_complete(work)
+            self._loop.run_until_complete(self._main)
         except GuestVanished as failure:
             raise self._machine.failure() or failure from None
+        except BaseException:
+            if self._reason and self._main.cancelled():  # nothing of QEMU was heard yet
+                raise self._reason from None
+            raise
 
     async def _booted(self) -> None:
         from vmjob.guest.door import Door
@@ -137,49 +151,22 @@ class Guest:
 
         assert self._machine and self.this.boot
         limit, silence = compose.timeouts(self.this.boot)
-        session = Session(self.this.reporter, self.folder / "console.log", silence)
+        session = Session(self.this.reporter, self.folder / "console.log", silence, Pace(self._machine.qemu.running))
         self._session, self.this.channel = session, session.channel
-        self._spawn(self._watch_time())
+        self._spawn(guestwatch.walltime(self.this, GRACE, self._over))
         streams = await session.unless_failed(self._machine.streams())
         session.attach(streams["ctrl"], streams["out"], streams["err"], streams["console"])
+        self._attached = True
         self._spawn(self._watch(self._machine, session))
-        self._spawn(self._watch_disk(session))
+        self._spawn(guestwatch.disk(self.this, self.folder, session))
+        if self._link and self._link.helper:
+            self._spawn(guestwatch.network(self.this, self._link.helper, session))
         self._spawn(Door(self._machine.listener("attach"), self._machine.listener("shell"), session).serve())
-        await session.booted(limit)
+        await session.booted(limit * self.this.attempts)  # a second try has more time: the node may be busy
 
     async def _watch(self, machine: Machine, session: Session) -> None:
         """A full disk or a dead QEMU ends every wait with its own name."""
         session.fail(await machine.broken())
-
-    async def _watch_time(self) -> None:
-        """At the walltime the guest is told, and given GRACE; it may not even have booted by then."""
-        import asyncio
-
-        granted = self.this.granted
-        if granted is None or granted.walltime is None:
-            return
-        # enough is kept back to end in order before the batch system ends us
-        kept = min(GRACE, max(3.0, granted.walltime * 0.1))
-        await asyncio.sleep(self.this.clock + granted.walltime - kept - time.monotonic())
-        if not self.stopped:
-            self._cut_short(walltime_over())
-
-    async def _watch_disk(self, session: Session) -> None:
-        """What the guest writes to its disks grows files here; the slot's limit is for all of them."""
-        import asyncio
-
-        limit = self.this.slot.disk
-        while True:
-            used = 0
-            for path in self.folder.iterdir():
-                with suppress(FileNotFoundError):
-                    used += path.lstat().st_blocks * 512
-            if used > limit:
-                session.fail(SlotTooSmall(f"the guest has written {format_size(used)} to its disks, "
-                                          f"the slot has {format_size(limit)}",
-                                          "ask the batch system for more disk, or write less in the guest"))
-                return
-            await asyncio.sleep(1)
 
     async def _worked(self) -> None:
         from vmjob.guest.channel import State
@@ -204,6 +191,8 @@ class Guest:
         assert self._machine
         if await self._until(State.BYE):
             await self._machine.quit()
+        else:  # its outputs were cut off
+            self.stopped = self.stopped or self._reason
 
     async def _until(self, state: Any) -> bool:
         """Wait for a state. False: the guest was told that its time ends, and took too long."""
@@ -212,30 +201,38 @@ class Guest:
 
     # ------------------------------------------------------------ signals
 
-    def _on_signal(self, number: int) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._signalled, number)
+    def _signalled(self) -> None:
+        for number in self.signals.notes():
+            if number not in STOP:
+                self._wish = number
+                if not self._obeying:
+                    self._spawn(self._obey())
+            elif self._reason:
+                self._stop_by = time.monotonic()  # asked twice: no more waiting
+                if self._session:
+                    self._session.wake()
+            else:
+                self._cut_short(interrupted(number))
 
-    def _signalled(self, number: int) -> None:
-        self._heard += number in STOP
-        if number not in STOP:
-            self._spawn(self._pause(number) if number in PAUSE else self._resume())
-        elif self.stopped:
-            self._stop_by = time.monotonic()  # asked twice: no more waiting
-            if self._session:
-                self._session.wake()
-        else:
-            self._cut_short(interrupted(number))
+    def _over(self) -> None:
+        if not self._reason:
+            self._cut_short(walltime_over())
 
     def _cut_short(self, reason: VmjobError) -> None:
-        """Tell the guest that its time ends. Before the program has started there is nothing to wait for."""
+        """Tell the guest that its time ends. Before the program has started there is nothing to wait for; when it has
+        ended, only its outputs are, and if they come in time nothing was cut short."""
         from vmjob.guest.channel import State
 
         reason.stage = self.this.stages.current
-        self.stopped, self._stop_by = reason, time.monotonic() + GRACE
+        self._reason, self._stop_by = reason, time.monotonic() + GRACE
         session = self._session
-        if session is None:
+        if session is None or not self._attached:
+            self.stopped = reason
+            if self._main:
+                self._main.cancel()
             return
+        if session.channel.state < State.EXITED:
+            self.stopped = reason
         if session.channel.state <= State.READY:
             session.fail(reason)
         elif session.channel.state == State.STARTED:
@@ -244,25 +241,25 @@ class Guest:
             self._spawn(session.send(f"shutdown {GRACE // 2}\n".encode()))
         session.wake()
 
+    async def _obey(self) -> None:
+        """Pause or resume, whichever was asked for last."""
+        self._obeying = True
+        try:
+            while self._wish:
+                wish, self._wish = self._wish, 0
+                await (self._pause(wish) if wish in PAUSE else self._resume())
+        finally:
+            self._obeying = False
+
     async def _pause(self, number: int) -> None:
-        if self._machine and self._session and await self._told(self._machine.pause()):
+        if self._machine and self._session and await guestwatch.obeyed(self._machine.pause(), self._session):
             self._session.paused = self.this.paused = True
-        if number == signal.SIGTSTP:
+        if number == signal.SIGTSTP and not self._wish and not self.signals.noted:
             os.kill(os.getpid(), signal.SIGSTOP)  # Ctrl-Z gives the terminal back, as with any program
 
     async def _resume(self) -> None:
-        if self._machine and self._session and await self._told(self._machine.resume()):
+        if self._machine and self._session and await guestwatch.obeyed(self._machine.resume(), self._session):
             self._session.paused = self.this.paused = False
-
-    async def _told(self, command: Awaitable[None]) -> bool:
-        session = self._session
-        try:
-            await command
-        except QemuFailed as silent:
-            if session:
-                session.fail(silent)
-            return False
-        return True
 
     def _spawn(self, work: Any) -> None:
         assert self._loop
@@ -283,8 +280,10 @@ class Guest:
     def _end(self, ask: bool = False) -> None:
         """Walk the stop ladder and hear the last bytes; twice is fine. ``ask``: the agent first."""
         machine, session, loop = self._machine, self._session, self._loop
-        self._machine = self._session = None
+        self._machine = self._session = self._main = None
+        self._attached = False
         if machine and loop and not loop.is_closed():
+            loop.remove_reader(self.signals.watch())
             for task in list(self._tasks):
                 task.cancel()
             asked = session if ask and session and session.may_hear else None
@@ -293,6 +292,7 @@ class Guest:
                 loop.run_until_complete(session.close())
                 self.this.console_tail = session.console_tail
         self._stack.close()
+        self.signals.unwatch()
         if machine:
             self.this.cpu_now, self.this.paused = None, False
             self.this.cpu_seconds += machine.cpu_seconds

@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; returns the exit status."""
     from vmjob.cli.main import _open_streams
-    from vmjob.slot.signals import Signals
+    from vmjob.interrupt import Signals
 
     _open_streams()
     words = list(sys.argv[1:] if argv is None else argv)

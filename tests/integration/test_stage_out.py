@@ -19,8 +19,8 @@ from tests import servers
 from tests.conftest import Cli
 from tests.servers import Server
 from vmjob.errors import StageOutFailed
-from vmjob.outcome import keep_result
 from vmjob.result import Result, Staged
+from vmjob.resultfile import keep_result
 from vmjob.stage import out
 from vmjob.stage.patience import PATIENCE
 

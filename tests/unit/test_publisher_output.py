@@ -18,8 +18,8 @@ from cemon_publisher.output import Kept
 from tests.conftest import ROOT
 from vmjob import __version__
 from vmjob.errors import JobError, VmjobError
+from vmjob.interrupt import interrupted
 from vmjob.sitead import SiteAd, from_json
-from vmjob.slot.signals import interrupted
 
 pytestmark = pytest.mark.golden
 

@@ -49,7 +49,7 @@ def test_every_failure_is_retried_held_or_returned(kind: type[VmjobError]) -> No
     assert (told["VmjobRetry"], told["VmjobHold"]) == (kind in RETRIED, kind in HELD)
     reason = f"{kind.__name__}: what happened → what to do" if kind in RETRIED | HELD else ""
     assert told["VmjobHoldReason"] == reason
-    assert told.get("VmjobAvoid") == ("n1" if kind in RETRIED else None)
+    assert told["VmjobAvoid"] == ("n1" if kind in RETRIED else "")
     assert is_over(failed(kind("what happened"))) is (kind not in (RETRIED | HELD | {errors.Interrupted})
                                                       or kind is errors.TokenRefused)
 
@@ -58,7 +58,8 @@ def test_the_programs_own_failure_is_returned() -> None:
     for result in (OK, Result("j", "program-failed", 3, 3),
                    failed(errors.QemuFailed("after the program had failed"), "program-failed")):
         told = decision(result, "n1", "n2")
-        assert told == {"VmjobRetry": False, "VmjobHold": False, "VmjobHoldReason": ""} and is_over(result)
+        assert told == {"VmjobRetry": False, "VmjobHold": False, "VmjobHoldReason": "", "VmjobAvoid": "n2"}
+        assert is_over(result)
 
 
 @pytest.mark.parametrize("before, after", [("", "n1"), ("n2", "n2,n1"), ("n1, n2", "n2,n1"),

@@ -16,12 +16,11 @@ from vmjob import config, slotrun
 from vmjob.chirp import Chirp
 from vmjob.errors import ChirpFailed, JobError, TokenRefused
 from vmjob.model import Job
-from vmjob.outcome import keep_result
 from vmjob.payload import read_payload
 from vmjob.progress import Reporter
 from vmjob.result import Result
+from vmjob.resultfile import keep_result
 from vmjob.slot import token
-from vmjob.slot.signals import Signals
 from vmjob.slotrun import SlotRun, slot_run
 from vmjob.stage import pack
 
@@ -72,12 +71,11 @@ def test_pack_results(tmp_path: Path) -> None:
 def test_packing_hears_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its patience is over at once here; what comes back is a result that says so."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(slotrun, "PATIENCE", 0.0)
+    monkeypatch.setattr(slotrun, "PACKING", 0.0)
 
-    def run(this: Any, results: Path, announcer: Any, chirp: Any, signals: Signals) -> Result:
+    def run(this: Any, results: Path, announcer: Any, chirp: Any) -> Result:
         for number in range(10):
             (results / str(number)).write_bytes(b"x" * 1000)
-        signals.listener = announcer.hurry
         return keep_result(Result("j", "ok", 0, 0, outputs=("0",)), results)
 
     def copied(archive: int, position: int, entry: Any, advance: Any) -> int:
@@ -225,3 +223,21 @@ def test_what_somebody_else_made_there_is_not_used(node: Path, monkeypatch: pyte
 def test_no_such_folder_is_no_harm(node: Path) -> None:
     node.parent.rmdir()
     assert config.cache_dir().name == "vmjob"
+
+
+@pytest.mark.parametrize("words", [["--results", "res"], ["--results=res"], ["--pack", "r.tar"], []])
+def test_options_that_cannot_be_used_are_a_result_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      words: list[str]) -> None:
+    """The wrapper has written that a run begins."""
+    from vmjob.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["slot-run", "--payload", ".", *words, "--bogus"]) == 200
+    if "--pack" in words:
+        with tarfile.open("r.tar") as archive:
+            file = archive.extractfile("result.json")
+            assert file
+            text = file.read()
+    else:
+        text = (tmp_path / ("res" if words else ".") / "result.json").read_bytes()
+    assert json.loads(text)["failure"]["kind"] == "JobError"

@@ -230,7 +230,7 @@ def test_a_cap_is_even(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += seconds
 
     monkeypatch.setattr(flow.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(flow.time, "sleep", sleep)
+    monkeypatch.setattr(flow.interrupt, "sleep", sleep)
     with Clock(1000) as clock:
         cap = Throttle(1_000_000, clock)
         assert cap.piece == 250_000

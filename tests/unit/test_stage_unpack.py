@@ -16,6 +16,7 @@ from typing import Any, Optional
 
 import pytest
 
+from vmjob import interrupt
 from vmjob.errors import (
     Interrupted,
     OutputRefused,
@@ -25,8 +26,8 @@ from vmjob.errors import (
     VmjobError,
     WalltimeOver,
 )
+from vmjob.interrupt import PATIENCE, Signals
 from vmjob.progress import Reporter
-from vmjob.slot.signals import Signals
 from vmjob.stage import tar, unpack
 from vmjob.stage.archive import Wanted, unpack_outputs
 
@@ -478,18 +479,13 @@ def test_collect_can_be_stopped_at_every_header(tmp_path: Path, stopped: str) ->
             if stopped == "signal":
                 os.kill(os.getpid(), signal.SIGTERM)
             else:
-                signals.limit(0)
-                while not signals.late:
-                    signal.sigtimedwait([], 0.01)
-        ends()
+                signals.until(time.monotonic())
+        interrupt.check()
 
     (tmp_path / "out").mkdir()
     path = disk(tmp_path, *(member(f"f{n}", data=b"x") for n in range(100)))
-    with Signals() as signals:
-        signals.ignore()
-        ends = signals.checker(0)
-        with pytest.raises(Interrupted if stopped == "signal" else WalltimeOver):
-            unpack_outputs(path, tmp_path / "out", GIB, Reporter(), None, check)
+    with Signals(PATIENCE) as signals, pytest.raises(Interrupted if stopped == "signal" else WalltimeOver):
+        unpack_outputs(path, tmp_path / "out", GIB, Reporter(), None, check)
     assert headers == 5 and not list((tmp_path / "out").iterdir())
 
 
@@ -506,14 +502,22 @@ def test_collect_can_be_stopped_within_a_member(tmp_path: Path) -> None:
 
 
 def test_what_was_cut_short_before_has_until_its_moment() -> None:
-    reason = WalltimeOver("before")
-    with Signals() as signals:
-        signals.ignore()
-        signals.late = True
-        signals.checker(0, reason, time.monotonic() + 1000)()
-        with pytest.raises(WalltimeOver, match="before"):
-            signals.checker(0, reason, time.monotonic() - 1)()
-        signals.received.append(signal.SIGTERM)
-        signals.checker(1, reason, time.monotonic() + 1000)()  # that one was heard
-        with pytest.raises(WalltimeOver, match="before"):
-            signals.checker(0, reason, time.monotonic() + 1000)()
+    """A signal that was heard counts when the time that it left is over, the next one at once."""
+    with Signals(PATIENCE) as signals:
+        signals.watch()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.notes() == [signal.SIGTERM]
+        signals.unwatch()
+        signals.allow(1000, time.monotonic() + 1000)
+        interrupt.check()
+        signals.allow(0, time.monotonic() + 1000)
+        with pytest.raises(Interrupted):
+            interrupt.check()
+        signals.allow(1000, time.monotonic() - 1)
+        with pytest.raises(WalltimeOver):
+            interrupt.check()
+        signals.allow(1000, time.monotonic() + 1000)
+        interrupt.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            interrupt.check()

@@ -20,9 +20,12 @@ pytestmark = pytest.mark.unit
 WRAPPER = Path(__file__).parents[2] / "wrappers" / "vmjob-wrapper.sh"
 SHELLS = [shell for shell in (["dash"], ["bash", "--posix"], ["busybox", "sh"]) if shutil.which(shell[0])]
 PROGRAM = """
-import json, os, sys, time
-print(json.dumps({"args": sys.argv[1:], "pid": os.getpid(), "cwd": os.getcwd(), "flags": [sys.flags.ignore_environment,
-      sys.flags.no_user_site]}), flush=True)
+import json, os, signal, sys, time
+waiting = sorted(signal.pthread_sigmask(signal.SIG_UNBLOCK, []))
+if "unblock" in sys.argv or "wait" in sys.argv:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.Signals)
+print(json.dumps({"args": sys.argv[1:], "pid": os.getpid(), "cwd": os.getcwd(), "waiting": waiting,
+      "flags": [sys.flags.ignore_environment, sys.flags.no_user_site]}), flush=True)
 if "wait" in sys.argv:
     time.sleep(60)
 sys.exit(7)
@@ -73,7 +76,10 @@ def test_finds_a_python_and_becomes_it(payload: Path, tmp_path: Path, shell: lis
     told = json.loads(done.stdout)
     assert told["args"] == ["slot-run", "--payload", str(payload), "--scratch", "a b"]
     assert told["cwd"] == str(tmp_path / "slot") and told["flags"] == [1, 1]
-    assert done.stderr == "" and list((tmp_path / "slot").iterdir()) == []
+    assert done.stderr == "" and [path.name for path in (tmp_path / "slot").iterdir()] == ["result.json"]
+    begun = json.loads((tmp_path / "slot/result.json").read_text())
+    assert (begun["outcome"], begun["failure"]["kind"], begun["failure"]["transient"]) == ("begun", "Killed", True)
+    check(begun)
 
 
 def test_started_in_its_own_folder(payload: Path, tmp_path: Path) -> None:
@@ -173,6 +179,47 @@ def check(result: Any) -> None:
     except FileNotFoundError:
         pytest.skip("needs vmjob/schemas/result.schema.json: reinstall vmjob")
     fits(result, "result", "result.json")
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_before_there_is_a_python(payload: Path, tmp_path: Path, shell: list[str], name: str) -> None:
+    """It comes while the wrapper still looks for one."""
+    env, slow = environ(tmp_path), tmp_path / "bin/python3"
+    os.mkfifo(tmp_path / "asked")
+    slow.write_text(f"#!/bin/sh\necho >{tmp_path}/asked\nread line <{tmp_path}/asked\nexit 1\n")
+    words = [shutil.which(shell[0]) or "", *shell[1:], str(payload / "vmjob-wrapper.sh")]
+    process = subprocess.Popen(words, cwd=tmp_path / "slot", env=env, stderr=subprocess.PIPE)
+    (tmp_path / "asked").read_bytes()
+    process.send_signal(signal.SIGUSR1)  # nothing is there to pause
+    process.send_signal(signal.Signals[name])
+    (tmp_path / "asked").write_text("go on\n")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 225 and f"stopped by {name}".encode() in said
+    result = json.loads((tmp_path / "slot/result.json").read_text())
+    assert (result["status"], result["failure"]["kind"], result["failure"]["transient"]) == (225, "Interrupted", True)
+    check(result)
+
+
+def test_signals_wait_while_python_starts(payload: Path, tmp_path: Path) -> None:
+    env = environ(tmp_path)
+    tool = shutil.which("env") or ""
+    (tmp_path / "bin/env").symlink_to(tool)
+    if subprocess.run([tool, "--block-signal=TERM", "true"], capture_output=True).returncode:
+        pytest.skip("needs an env that can block signals: coreutils 8.31")
+    done = run(["sh"], payload / "vmjob-wrapper.sh", cwd=tmp_path / "slot", env={**env, "PATH": f"{env['PATH']}:/bin"})
+    assert {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1} <= set(json.loads(done.stdout)["waiting"])
+
+
+def test_an_earlier_result_is_not_this_ones(payload: Path, tmp_path: Path) -> None:
+    """In the folder that the results go to; where vmjob itself finds what was in it."""
+    env, folder = environ(tmp_path), tmp_path / "slot/res"
+    (tmp_path / "bin/mv").symlink_to(shutil.which("mv") or "")
+    folder.mkdir()
+    (folder / "result.json").write_text('{"outcome": "ok"}')
+    run(["sh"], payload / "vmjob-wrapper.sh", "--results", "res", cwd=tmp_path / "slot", env=env)
+    assert json.loads((folder / "result.json").read_text())["outcome"] == "begun"
+    assert (folder / ".vmjob-earlier.json").read_text() == '{"outcome": "ok"}'
 
 
 def test_shellcheck() -> None:

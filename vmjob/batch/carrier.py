@@ -11,7 +11,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -237,7 +237,11 @@ def _alone(pool: Pool, cluster: int) -> Iterator[None]:
     folder = config.cache_dir() / "fetch"
     folder.mkdir(exist_ok=True)
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{pool.name}-{cluster}")
-    with locks.held(folder / name, config.stage_timeout()):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locks.held(folder / name, config.stage_timeout()))
+        except TimeoutError as busy:
+            raise TransferFailed(f"{folder / name}: {busy.strerror}", "end that process, or let it go on") from busy
         yield
 
 

@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
     """``vmjob run``: this machine is the slot."""
     job, base = job_of(args)
     results = _results_folder(args.results, job, bool(args.job))
+    _one_run()
     result = api.run_job(job, base=base, results=results, scratch=Path(args.scratch) if args.scratch else None,
                          reporter=report.choose(args.quiet, args.json))
     return _tell(result, results, args)
@@ -36,8 +37,18 @@ def slot_run(args: argparse.Namespace) -> int:
         payload=Path(args.payload), results=Path(args.results or "."), pack=Path(args.pack) if args.pack else None,
         scratch=Path(args.scratch) if args.scratch else None, image_at=args.image_at, token_at=args.token_at,
         parameters=args.parameters)
+    _one_run()
     result = slotrun.slot_run(this, report.choose(args.quiet, args.json))
     return _tell(result, None if this.pack else this.results, args)
+
+
+def _one_run() -> None:
+    """When the outcome of what comes now stands, signals change nothing any more."""
+    from vmjob.interrupt import current
+
+    signals = current()
+    if signals:
+        signals.one_run = True
 
 
 def pack(args: argparse.Namespace) -> int:

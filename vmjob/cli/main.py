@@ -12,6 +12,7 @@ from typing import NoReturn, Optional
 from vmjob.errors import JobError, VmjobError
 from vmjob.escapes import shown
 
+_UNTIL_RUN = 10.0  # seconds; importing takes so long on a node that is very busy
 _EXAMPLES = """\
 the first minutes:
   vmjob doctor                              what can this machine do?
@@ -61,7 +62,7 @@ def parser(only: str = "") -> argparse.ArgumentParser:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; returns the exit status. Every error a user can cause is one line, a hint and its status."""
-    from vmjob.slot.signals import Signals
+    from vmjob.interrupt import Signals
 
     _open_streams()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -79,12 +80,18 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         from vmjob.cli.report import Tame
 
         # strangers' names are shown escaped, whoever prints them; a signal is an error like any other: what was begun
-        # is undone
-        with contextlib.redirect_stdout(Tame(sys.stdout)), Signals():
+        # is undone. Before a run it waits for one that can tell it
+        patience = _UNTIL_RUN if words[0] in ("run", "slot-run") else 0.0
+        with contextlib.redirect_stdout(Tame(sys.stdout)), Signals(patience) as signals:
             status: int = args.handler(args)
-        sys.stdout.flush()
+        if not signals.decided:  # what a run ended with stands, whether its words can be written or not
+            sys.stdout.flush()
         return status
     except VmjobError as error:
+        if words[0] == "slot-run":
+            from vmjob.slotrun import not_begun
+
+            not_begun(words, error)
         return tell(error, "--json" in words)
     except BrokenPipeError:  # whoever read our list has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable
 from typing import Optional
 
+_END = 0.5  # seconds that a reader who is slow is waited for at the end
+
 
 class Courier:
     """``deliver`` to ``take`` in a thread of its own, one piece at a time. The thread is a daemon: where a reader never
@@ -20,7 +22,7 @@ class Courier:
 
     def __init__(self, take: Callable[[bytes], None]) -> None:
         self._take = take
-        self._work: queue.SimpleQueue[tuple[bytes, asyncio.Future[None]]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Optional[tuple[bytes, asyncio.Future[None]]]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
         self._thread.start()
 
@@ -30,9 +32,14 @@ class Courier:
         self._work.put((data, done))
         await done
 
+    def close(self) -> None:
+        """The thread ends, when whoever it hands something to has taken it."""
+        self._work.put(None)
+        self._thread.join(_END)
+
     def _run(self) -> None:
-        while True:
-            data, done = self._work.get()
+        while work := self._work.get():
+            data, done = work
             wrong = None
             try:
                 self._take(data)

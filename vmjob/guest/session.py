@@ -1,7 +1,7 @@
 """One guest, watched from outside: boot → program → outputs, over the streams of a running machine.
 
-Times are by the host's clock alone; heartbeats are counted, never dated. While the guest is paused no
-silence is held against it.
+Times are by the host's clock alone, and of them only what QEMU had (``pace``): a guest that waits for the node's CPUs
+is not late. Heartbeats are counted, never dated. While the guest is paused no silence is held against it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Optional, TypeVar
 from vmjob.errors import AgentFailed, BootFailed, GuestHung, GuestVanished, HostError, KernelPanic, VmjobError
 from vmjob.guest.channel import Channel, State, clean
 from vmjob.guest.courier import Courier
+from vmjob.node_errors import BootStarved, GuestStarved
+from vmjob.pace import STARVED, Pace
 from vmjob.progress import Reporter
 
 _CONSOLE_CAP = 4 * 2**20  # a guest can print for ever; its log may not grow for ever
@@ -35,7 +37,7 @@ class Session:
     closes it (``close``) after the machine has ended, so that the last bytes are heard.
     """
 
-    def __init__(self, reporter: Reporter, console_log: Path, silence: float) -> None:
+    def __init__(self, reporter: Reporter, console_log: Path, silence: float, pace: Optional[Pace] = None) -> None:
         self.channel = Channel()
         self.paused = False
         self._reporter = reporter
@@ -44,7 +46,10 @@ class Session:
         self._tail = b""
         self._failure: Optional[VmjobError] = None
         self._news = asyncio.Event()
-        self._heard = time.monotonic()
+        self._pace = pace or Pace()
+        self._quiet = self._quiet_wall = 0.0  # seconds that it had without a sign of life, and that went by meanwhile
+        self._printed = 0  # bytes on the console
+        self._couriers: list[Courier] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._writer: Optional[asyncio.StreamWriter] = None
         self._writers: list[asyncio.StreamWriter] = []
@@ -65,18 +70,19 @@ class Session:
     # ------------------------------------------------------------ what the flow waits for
 
     async def booted(self, timeout: float) -> None:
-        """Until the agent says it is ready. Raises BootFailed after ``timeout`` seconds, KernelPanic, GuestVanished."""
-        deadline = time.monotonic() + timeout
+        """Until the agent says it is ready. Raises BootFailed when the guest had ``timeout`` seconds (three times as
+        many while its console still has something to say), KernelPanic, GuestVanished."""
+        had, wall, spoke, printed = 0.0, 0.0, 0.0, self._printed
+        self._pace.step()
         while self.channel.state < State.READY:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise BootFailed(f"the guest did not say hello within {timeout:.0f} s",
-                                 "see the end of the console in result.json; a slower machine needs a larger "
-                                 "VMJOB_BOOT_TIMEOUT")
-            before = time.monotonic()
-            await self._wait(min(left, 1.0))
-            if self.paused:
-                deadline += time.monotonic() - before
+            if had >= timeout and (had - spoke >= timeout / 4 or had >= 3 * timeout):
+                raise _never_ready(had, wall)
+            await self._wait(min(max(timeout - had, 0.1), 1.0))
+            step = self._pace.step()
+            if not self.paused:
+                had, wall = had + step[0], wall + step[1]
+            if self._printed != printed:
+                printed, spoke = self._printed, had
 
     async def unless_failed(self, work: Awaitable[T]) -> T:
         """The outcome of ``work``, or what ``fail`` was told meanwhile: then ``work`` is given up."""
@@ -100,26 +106,25 @@ class Session:
         self._writer.write(lines)
         with suppress(ConnectionError):
             await self._writer.drain()
-        self._heard = time.monotonic()
+        self._quiet = self._quiet_wall = 0.0
 
     async def reached(self, state: State, until: Callable[[], Optional[float]]) -> bool:
         """Wait for ``state``; False when the moment ``until()`` (monotonic, asked again and again; None: no
         limit) has passed. Raises GuestHung, KernelPanic, GuestVanished, AgentFailed."""
+        self._pace.step()
         while self.channel.state < state:
             moment = until()
             left = 3600.0 if moment is None else moment - time.monotonic()
             if left <= 0:
                 return False
-            if self.paused:
-                self._heard = time.monotonic()
-            quiet = self._heard + self._silence - time.monotonic()
-            if quiet <= 0:
-                raise GuestHung(f"the guest gave no sign of life for {self._silence:.0f} s",
-                                "its kernel hangs or the node is overloaded; see the console in result.json")
-            before = time.monotonic()
-            await self._wait(min(left, quiet, 1.0))
-            if time.monotonic() - before > _FROZEN:
-                self._heard = time.monotonic()  # we stood still ourselves, and most likely the guest with us
+            if self._quiet >= self._silence:
+                raise _silent(self._quiet, self._quiet_wall)
+            await self._wait(min(left, max(self._silence - self._quiet, 0.1), 1.0))
+            had, wall = self._pace.step()
+            if self.paused or wall > _FROZEN:  # we stood still ourselves, and most likely the guest with us
+                self._quiet = self._quiet_wall = 0.0
+            else:
+                self._quiet, self._quiet_wall = self._quiet + had, self._quiet_wall + wall
         return True
 
     async def close(self) -> None:
@@ -133,6 +138,8 @@ class Session:
                     raise wrong
         for writer in self._writers:
             writer.close()
+        for courier in self._couriers:
+            courier.close()
 
     def fail(self, failure: VmjobError) -> None:
         """End every wait with ``failure``; the first one stands."""
@@ -169,6 +176,7 @@ class Session:
 
     async def _read_output(self, stream: str, reader: asyncio.StreamReader) -> None:
         courier = Courier(partial(self._reporter.output, stream))
+        self._couriers.append(courier)
         while data := await _read(reader):
             try:
                 await courier.deliver(data)
@@ -178,7 +186,7 @@ class Session:
 
     async def _read_control(self, reader: asyncio.StreamReader, console: Awaitable[None]) -> None:
         def take(data: bytes) -> None:
-            self._heard = time.monotonic()
+            self._quiet = self._quiet_wall = 0.0
             try:
                 self.channel.feed(data)
             except AgentFailed as failure:
@@ -202,10 +210,27 @@ class Session:
                     log.write(data[:max(0, _CONSOLE_CAP - written)])
                     log.flush()
                 written += len(data)
+                self._printed = written
                 if _PANIC in self._tail and self.channel.state < State.BYE:
                     words = self._tail[self._tail.index(_PANIC):].partition(b"\n")[0]
                     self.fail(KernelPanic(f"the guest's kernel panicked: {clean(words)[:200]}",
                                           "see the console in result.json; the image or its boot method is at fault"))
+
+
+def _never_ready(had: float, wall: float) -> BootFailed:
+    if wall > STARVED * had:
+        return BootStarved(f"the guest did not say hello within {wall:.0f} s, in which this node let it run for "
+                           f"{had:.0f} s", "the node is overloaded: another one may do, or this one later")
+    return BootFailed(f"the guest did not say hello within {had:.0f} s",
+                      "see the end of the console in result.json; a slower machine needs a larger VMJOB_BOOT_TIMEOUT")
+
+
+def _silent(had: float, wall: float) -> GuestHung:
+    if wall > STARVED * had:
+        return GuestStarved(f"the guest gave no sign of life for {wall:.0f} s, in which this node let it run for "
+                            f"{had:.0f} s", "the node is overloaded: another one may do, or this one later")
+    return GuestHung(f"the guest gave no sign of life for {had:.0f} s",
+                     "its kernel hangs; see the console in result.json")
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes:

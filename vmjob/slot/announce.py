@@ -40,10 +40,15 @@ def decision(result: Result, machine: str = "", avoid: str = "") -> dict[str, Va
     again = failure is not None and failure.transient and failure.kind != Interrupted.__name__
     hold = failure is not None and not failure.transient and _somebody_must_mend(failure)
     told: dict[str, Value] = {"VmjobHoldReason": _reason(failure) if failure and (again or hold) else ""}
-    if again and machine:
-        names = [name for name in avoid.replace(" ", "").split(",") if name and name != machine]
-        told["VmjobAvoid"] = ",".join([*names, machine][-_AVOID:])
+    if machine:
+        told["VmjobAvoid"] = avoided(machine, avoid) if again else avoid
     return {**told, "VmjobRetry": again, "VmjobHold": hold}
+
+
+def avoided(machine: str, before: str) -> str:
+    """The nodes to leave alone, ``machine`` the last of them."""
+    names = [name for name in before.replace(" ", "").split(",") if name and name != machine]
+    return ",".join([*names, machine][-_AVOID:])
 
 
 def is_over(result: Result) -> bool:
@@ -96,9 +101,10 @@ class Announcer(Reporter):
         self._told = {name: text for name, text in ad.items() if name.startswith("vmjob")}
         if chirp is not None:
             threading.Thread(target=self._work, args=(chirp,), name="announce", daemon=True).start()
-        # what an earlier start told holds no more
+        # what an earlier start told holds no more; and where nobody lives to tell the end, this node is avoided
+        avoid: dict[str, Value] = {"VmjobAvoid": avoided(machine, ad.get("vmjobavoid", ""))} if machine else {}
         self._tell({"VmjobStage": "stage", "VmjobRetry": False, "VmjobHold": False, "VmjobOutcome": "",
-                    "VmjobFailure": ""})
+                    "VmjobFailure": "", **avoid})
 
     @classmethod
     def begin(cls, environ: Mapping[str, str], inner: Reporter, chirp: Optional[Chirp],

@@ -11,11 +11,11 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Optional
 
-from vmjob import locks
+from vmjob import interrupt, locks
 from vmjob.errors import FolderBusy, ScratchFull, SlotError
 from vmjob.files import FULL, real_kind, remove_tree
 from vmjob.machinetext import is_number
@@ -40,16 +40,26 @@ def scratch(slot_folder: Path, needed: int = 0) -> Iterator[Path]:
     """
     sweep(slot_folder)
     check_free(slot_folder, needed)
-    folder, lock = _create(slot_folder)
-    try:
+    with ExitStack() as stack:
+        with interrupt.shielded():
+            folder, lock = _create(slot_folder)
+            stack.callback(_remove, folder, lock)
         yield folder
-    finally:
+
+
+def _remove(folder: Path, lock: int) -> None:
+    with interrupt.shielded():
         try:
             remove_tree(folder)
         except OSError as stuck:
             log.warning("could not remove %s: %s", folder, stuck)
         finally:
             os.close(lock)
+
+
+def is_whole(folder: Path) -> bool:
+    """Is a run's folder still there, with its lock?"""
+    return real_kind(folder / _LOCK) == "file"
 
 
 def _create(slot_folder: Path) -> tuple[Path, int]:
@@ -149,7 +159,8 @@ def claim(folder: Path) -> Iterator[Path]:
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield folder
     finally:
-        path.unlink(missing_ok=True)  # before the lock goes, or the next holder's file would be removed
+        with suppress(OSError):  # the folder may be gone; that is no failure of this run's
+            path.unlink()  # before the lock goes, or the next holder's file would be removed
         os.close(handle)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Optional, Protocol, Union
 
+from vmjob import interrupt
 from vmjob.errors import VmjobError
 from vmjob.escapes import shown
 from vmjob.stage.patience import PATIENCE as PATIENCE
@@ -19,6 +20,7 @@ from vmjob.units import format_size
 PIECE = 2 * 2**20
 _SOON = 0.25  # seconds after which a piece goes on, however small it is
 _AHEAD = 2  # pieces
+_TICK = 0.2  # seconds between two looks at whether the run is to end
 _END = 1.0  # seconds for a reader to clean up; one that hangs is left behind
 
 
@@ -77,7 +79,7 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         """At most until the deadline."""
-        time.sleep(max(0.0, min(seconds, self.left)))
+        interrupt.sleep(max(0.0, min(seconds, self.left)))
 
 
 class Throttle:
@@ -179,7 +181,8 @@ class Flow:
             begin = time.monotonic()
             piece: Union[bytes, BaseException, None] = None
             with suppress(queue.Empty):
-                piece = self._queue.get(timeout=min(watch.patience.tick, clock.left))
+                piece = self._queue.get(timeout=max(0.0, min(_TICK, watch.patience.tick, clock.left)))
+            interrupt.check()
             if piece is not None:
                 return piece
             watch.waited(time.monotonic() - begin, self.arrived + self._transfer.moved())
@@ -246,9 +249,11 @@ def watched(call: Callable[[], None], clock: Clock, stop: Callable[[], None]) ->
     worker = threading.Thread(target=work, name="vmjob-send", daemon=True)
     worker.start()
     try:
-        worker.join(max(0.0, clock.left))
-        if worker.is_alive():
-            raise Late
+        while worker.is_alive():
+            worker.join(max(0.0, min(_TICK, clock.left)))
+            interrupt.check()
+            if worker.is_alive() and clock.left <= 0:
+                raise Late
     finally:
         if worker.is_alive():
             stop()

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from vmjob import fences
-from vmjob.errors import QemuFailed, ScratchFull, VmjobError
+from vmjob.errors import QemuFailed, VmjobError
 from vmjob.model import Boot, VmSpec
+from vmjob.node_errors import under_guest
 from vmjob.vm.cmdline import SOCKETS, command_line
 from vmjob.vm.qemu import QemuProcess
 
@@ -154,14 +155,7 @@ class Machine:
         log.debug("QEMU tells: %s %s", event.get("event"), data)
         if event.get("event") == "BLOCK_IO_ERROR" and data.get("action") == "stop" \
                 and self._disk_error and not self._disk_error.done():
-            self._disk_error.set_result(self._disk_failure(data))
-
-    def _disk_failure(self, data: dict[str, Any]) -> VmjobError:
-        if data.get("nospace"):
-            return ScratchFull(f"the node's disk is full: the guest could not write on below {self.folder}",
-                               "free space there, set another scratch folder, or ask for less in resources.disk")
-        return QemuFailed(f"the node's disk failed under the guest: {data.get('reason', 'no reason told')}",
-                          "see the node's kernel log; another node may do")
+            self._disk_error.set_result(under_guest(self.folder, data))
 
     async def broken(self) -> VmjobError:
         """Waits until the machine breaks: its disk is full (the guest stands still then) or QEMU fails.
@@ -194,7 +188,11 @@ class Machine:
             if time.monotonic() > end:
                 return None
             time.sleep(0.002)
-        if not self.qemu.status or self.qemu.rung:
+        if self.qemu.rung:
+            return None
+        if not self.qemu.status:
+            if any(one.get("data", {}).get("reason") == "host-signal" for one in self.events):
+                return QemuFailed("somebody on the node ended QEMU by a signal", "another try may do")
             return None
         said = self.qemu.last_words()
         if self.qemu.status < 0:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import signal
 import socket
 import subprocess
 import time
@@ -32,6 +33,7 @@ log = logging.getLogger("vmjob.net")
 
 OVERRIDE = "VMJOB_ALLOW_USERNET"
 _FILTER = "filter-redirector"
+_LOOK = 0.25  # seconds between two looks at passt
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,37 @@ class Traffic:
         return self.guard.sent if self.guard else None
 
 
+class Helper:
+    """A running passt."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self.child = child
+
+    async def lost(self) -> str:
+        """Waits until it has ended, and says how. Nothing that ends it is meant to happen while a guest runs."""
+        import asyncio
+
+        while (status := self.child.poll()) is None:
+            await asyncio.sleep(_LOOK)
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        return f"passt {how}"
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            self.child.terminate()
+        try:
+            self.child.wait(2)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+
+
 @dataclass(frozen=True)
 class Link:
     """``netdev`` and ``extra`` go into VmSpec.netdev and netdev_extra; ``fds`` must be passed to QEMU and
     closed in us once it runs (``handed_over``). ``kind``: passt, user, isolated, none; ``description`` for people.
-    ``address`` … ``dns`` are the guest's, empty where it has none. ``traffic``: None where there is none to count."""
+    ``address`` … ``dns`` are the guest's, empty where it has none. ``traffic``: None where there is none to count.
+    ``helper``: the process without which there is no network any more, where there is one."""
 
     kind: str
     description: str
@@ -66,6 +94,7 @@ class Link:
     gateway: str = ""
     dns: str = ""
     traffic: Optional[Traffic] = None
+    helper: Optional[Helper] = None
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -100,8 +129,9 @@ def network(mode: Network, qemu: QemuInfo, run_dir: Path, metered: bool = False)
 def _start(mode: Network, qemu: QemuInfo, run_dir: Path, stack: ExitStack) -> Link:
     kind, description = _choose(mode, qemu)
     tap: Optional[socket.socket] = None
+    helper: Optional[Helper] = None
     if kind == "passt":
-        tap = _passt(run_dir, stack)
+        tap, helper = _passt(run_dir, stack)
         if tap is None:
             said = last_line(read(run_dir / "passt.log"), "no answer")
             kind, description = _without_passt(qemu, f"passt does not work here ({said}): ")
@@ -116,7 +146,7 @@ def _start(mode: Network, qemu: QemuInfo, run_dir: Path, stack: ExitStack) -> Li
         fds = (guard.outdev.fileno(), guard.indev.fileno())
     log.info("network: %s", description)
     link = _link(kind, description, tap.fileno() if tap else 0, fds, ends)
-    return replace(link, traffic=Traffic(guard)) if kind in ("passt", "user") else link
+    return replace(link, traffic=Traffic(guard), helper=helper) if kind in ("passt", "user") else link
 
 
 def _choose(mode: Network, qemu: QemuInfo) -> tuple[str, str]:
@@ -203,16 +233,17 @@ def upstream_dns(etc: Path = Path("/etc/resolv.conf"),
     return next((s for s in servers(systemd) if not s.startswith("127.")), "")
 
 
-def _passt(run_dir: Path, stack: ExitStack) -> Optional[socket.socket]:
-    """QEMU's end of a running passt; None where passt does not start (no namespaces for users, too old)."""
+def _passt(run_dir: Path, stack: ExitStack) -> tuple[Optional[socket.socket], Optional[Helper]]:
+    """QEMU's end of a running passt, and passt; None where passt does not start (no namespaces for users, too old)."""
     ours, theirs = socket.socketpair()
     with (run_dir / "passt.log").open("wb") as said:
-        helper = process.spawn(passt_command(process.which("passt") or "passt", theirs.fileno(), upstream_dns()),
-                               pass_fds=[theirs.fileno()], stderr=said)
+        child = process.spawn(passt_command(process.which("passt") or "passt", theirs.fileno(), upstream_dns()),
+                              pass_fds=[theirs.fileno()], stderr=said)
     theirs.close()
-    stack.callback(_end, helper)
+    helper = Helper(child)
+    stack.callback(helper.end)
     stack.callback(ours.close)
-    return ours if _answers(ours) else None
+    return (ours, helper) if _answers(ours) else (None, None)
 
 
 def _answers(tap: socket.socket, seconds: float = 3.0) -> bool:
@@ -231,12 +262,3 @@ def _answers(tap: socket.socket, seconds: float = 3.0) -> bool:
                 return bool(data)
     return False
 
-
-def _end(helper: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        helper.terminate()
-    try:
-        helper.wait(2)
-    except subprocess.TimeoutExpired:
-        helper.kill()
-        helper.wait()

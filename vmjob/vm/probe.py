@@ -2,7 +2,7 @@
 
 The answers are kept in ``probe.json`` of the cache folder under the binary's path, time and size and the
 host's boot; a warm probe reads that file and starts no process. Several slots may ask at once: one
-works, the others wait for its answer.
+works, the others wait for its answer, and probe themselves where it takes too long.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vmjob.vm.faults import OLDEST_QEMU as OLDEST
 log = logging.getLogger("vmjob.probe")
 
 _RETRY = 3600.0  # seconds after which a KVM that failed gets another chance: the host may just have been busy
-_PATIENCE = 120.0  # seconds for another's probe, which takes less unless it is suspended
+_PATIENCE = 30.0  # seconds: a probe takes less, or is hung
 _NAMES = ("qemu-system-x86_64", "qemu-kvm", "/usr/libexec/qemu-kvm")
 _INSTALL = "install it: apt-get install qemu-system-x86 (RHEL: qemu-kvm), or name one in VMJOB_QEMU"
 _NET_PARTS = ("user", "stream", "passt")
@@ -200,12 +200,11 @@ def _cached(key: str, what: str, ask: Callable[[], dict[str, Any]],
     known = _read(file).get(key, {}).get(what)
     if known and holds(known):
         return dict(known)
-    with _lock(file.with_suffix(".lock")) as locked:
+    with _lock(file.with_suffix(".lock")):
         known = _read(file).get(key, {}).get(what)
         if not known or not holds(known):
             known = ask()
-            if locked:
-                _write(file, key, what, known)
+            _write(file, key, what, known)
     return dict(known)
 
 
@@ -231,18 +230,17 @@ def _write(file: Path, key: str, what: str, answer: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _lock(file: Path) -> Iterator[bool]:
-    """Whether it is ours. Where it is not to be had, everybody asks for herself: that costs time only."""
+def _lock(file: Path) -> Iterator[None]:
     try:
         handle = locks.open_own(file)
     except OSError:
-        yield False
+        yield
         return
     try:
-        alone = False
-        with suppress(OSError):
+        try:
             locks.wait(handle, locks.ALONE, file, _PATIENCE, log.warning, "probes this machine; it may be suspended")
-            alone = True
-        yield alone
+        except OSError as refused:  # a sibling that was suspended in the midst of its probe must not hold up ours
+            log.info("%s: probed without a lock: %s", file, refused.strerror)
+        yield
     finally:
         os.close(handle)

@@ -93,6 +93,10 @@ class QemuProcess:
                  self.status, self.cpu_seconds, self.peak_memory >> 20)
         return True
 
+    def running(self) -> Optional[int]:
+        """Its process number while it runs."""
+        return self._process.pid if self._process and self.status is None else None
+
     def cpu_now(self) -> float:
         """CPU seconds that it has used so far, while it runs; from any thread."""
         if self._process is None or self.status is not None:
