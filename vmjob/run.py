@@ -155,6 +155,7 @@ def _in_guest(this: Run, image: Image, folder: Path, signals: Signals, stack: Ex
         with this.stages.stage("payload"):
             guest.work()
         with this.stages.stage("collect"):
+            signals.until(None)  # for the guest its watch hears it
             guest.finish()
             if guest.left is None:
                 signals.allow(COLLECT, _last_moment(this))

@@ -166,11 +166,13 @@ def unpacking(hostile: Hostile) -> bool:
         or any(True for _ in hostile.results.glob(".vmjob-unpack-*/x/000*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_collect_hears_signals(hostile: Hostile, number: int) -> None:
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGHUP)])
+def test_collect_hears_signals(hostile: Hostile, numbers: tuple[int, int]) -> None:
+    """The first leaves it ten seconds, for outputs that are there are worth that; the second ends it at once."""
     process = hostile.start(MANY, "--output", "x")
     wait_for(lambda: unpacking(hostile), process)
-    process.send_signal(number)
+    for number in numbers:
+        process.send_signal(number)
     status, err = ended(process)
     result = result_of(hostile.results)
     assert status == 225 == result["status"], err

@@ -90,8 +90,10 @@ class Session:
         try:
             while not task.done():
                 news = asyncio.ensure_future(self._news.wait())
-                await asyncio.wait({task, news}, return_when=asyncio.FIRST_COMPLETED)
-                news.cancel()
+                try:
+                    await asyncio.wait({task, news}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    news.cancel()
                 self._news.clear()
                 if self._failure is not None:
                     raise self._failure
