@@ -54,7 +54,7 @@ def contents(release: Release, family: Family) -> list[File]:
 
 def _commands(release: Release) -> Iterator[File]:
     pyz = f"/{SHARE}/vmjob.pyz"
-    yield File(MAIN, "usr/bin/vmjob", _command("vmjob", MAIN, "vmjob.cli.main", pyz), 0o755)
+    yield File(MAIN, "usr/bin/vmjob", _command("vmjob", MAIN, "vmjob.cli.main", "vmjob.__main__:start", pyz), 0o755)
     yield File(MAIN, pyz[1:], release.pyz.read_bytes(), 0o755)
     # of the pyz, and not of the checkout: payload, hook and wrapper belong together
     with zipfile.ZipFile(release.pyz) as archive:
@@ -67,14 +67,17 @@ def _commands(release: Release) -> Iterator[File]:
     snippet = snippet.replace("/etc/vmjob/vmjob-startd.sh", f"/{SHARE}/vmjob-startd.sh")
     yield File(SITE, f"{SHARE}/99-vmjob-node.conf", snippet.encode())
     publisher = f"/{SHARE}/vmjob-publish.pyz"
-    yield File(SITE, "usr/bin/vmjob-publish", _command("vmjob-publish", SITE, "cemon_publisher.cli", publisher, pyz),
-               0o755)
+    module = "cemon_publisher.cli"
+    yield File(SITE, "usr/bin/vmjob-publish",
+               _command("vmjob-publish", SITE, module, f"{module}:main", publisher, pyz), 0o755)
     yield File(SITE, publisher[1:], _zipped(ROOT / "ceMon-publisher/cemon_publisher"))
 
 
-def _command(name: str, package: str, module: str, *parts: str) -> bytes:
+def _command(name: str, package: str, module: str, entry: str, *parts: str) -> bytes:
     text = (DATA / "files/command.in").read_text()
-    for key, value in {"NAME": name, "PACKAGE": package, "MODULE": module, "PARTS": repr(list(parts))}.items():
+    where, _, start = entry.partition(":")
+    for key, value in {"NAME": name, "PACKAGE": package, "MODULE": module, "ENTRY": where, "START": start,
+                       "PARTS": repr(list(parts))}.items():
         text = text.replace(f"@{key}@", value.replace("'", '"'))
     return text.encode()
 
