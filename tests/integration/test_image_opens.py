@@ -159,4 +159,4 @@ def test_other_files_of_an_image_are_what_its_manifest_says(cli: Cli, secret: Pa
     manifest = {"schema": 1, "name": "extra", "boot": ["disk"], "files": files, "firmware": "bios"}
     (cli.cwd / "manifest.yaml").write_text(json.dumps(manifest))
     refused = cli("image", "import", "manifest.yaml")
-    assert refused.status == 210 and "no boot method of disk uses a initrd" in refused.err
+    assert refused.status == 210 and "no boot method of disk uses the initrd" in refused.err

@@ -97,7 +97,7 @@ def running(site: Site, folder: Path, work: str = "", **more: str) -> Iterator[J
         eventually(job.gone)
 
 
-def eventually(what: Callable[[], bool], seconds: float = 60, instead: Callable[[], object] = lambda: "") -> None:
+def eventually(what: Callable[[], bool], seconds: float = 240, instead: Callable[[], object] = lambda: "") -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, f"not within {seconds} s: {instead()}"
