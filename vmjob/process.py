@@ -67,6 +67,14 @@ def die_with_parent(parent: int, rules: Optional[int] = None) -> Callable[[], No
     return apply
 
 
+def _fenced(env: Optional[Mapping[str, str]], fence: Optional[Fence]) -> Optional[Mapping[str, str]]:
+    """The environment of a program behind a fence: without libraries that are put into every program, as nobody knows
+    what these want to open."""
+    if not fence:
+        return env
+    return {name: value for name, value in (os.environ if env is None else env).items() if name != "LD_PRELOAD"}
+
+
 def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[Mapping[str, str]] = None,
         input: Optional[bytes] = None, timeout: Optional[float] = None, check: bool = True,
         hint: str = "", fence: Optional[Fence] = None) -> subprocess.CompletedProcess[bytes]:
@@ -79,7 +87,8 @@ def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[M
     log.debug("run: %s", shlex.join(words))
     try:
         with landlock.ruleset(fence) as rules:
-            done = subprocess.run(words, cwd=cwd, env=env, input=input, timeout=timeout, capture_output=True,
+            done = subprocess.run(words, cwd=cwd, env=_fenced(env, fence), input=input, timeout=timeout,
+                                  capture_output=True,
                                   stdin=None if input is not None else subprocess.DEVNULL,
                                   preexec_fn=die_with_parent(os.getpid(), rules))
     except FileNotFoundError as missing:
@@ -104,7 +113,8 @@ def spawn(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional
     log.debug("start: %s", shlex.join(words))
     try:
         with landlock.ruleset(fence) as rules:
-            return subprocess.Popen(words, cwd=cwd, env=env, pass_fds=pass_fds, stdin=subprocess.DEVNULL,
+            return subprocess.Popen(words, cwd=cwd, env=_fenced(env, fence), pass_fds=pass_fds,
+                                    stdin=subprocess.DEVNULL,
                                     stdout=stdout or subprocess.DEVNULL, stderr=stderr or subprocess.DEVNULL,
                                     start_new_session=True, preexec_fn=die_with_parent(os.getpid(), rules))
     except FileNotFoundError as missing:
