@@ -67,7 +67,8 @@ def _check(manifest: Manifest, where: str, error: type[VmjobError]) -> None:
     wanted = {role for boot in manifest.boot for role in _USED[boot]}
     for role in roles:
         if role.rstrip("0123456789") not in wanted:
-            raise error(f"{where}: files: no boot method of {', '.join(b.value for b in manifest.boot)} uses the {role}",
+            methods = ", ".join(boot.value for boot in manifest.boot)
+            raise error(f"{where}: files: no boot method of {methods} uses the {role}",
                         "remove it from files, or add the boot method that needs it")
     for boot in manifest.boot:
         lacking = [role for role in _NEEDED[boot] if role not in roles]

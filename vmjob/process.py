@@ -69,6 +69,14 @@ def die_with_parent(parent: int, rules: Optional[int] = None) -> Callable[[], No
     return apply
 
 
+def _fenced(env: Optional[Mapping[str, str]], fence: Optional[Fence]) -> Optional[Mapping[str, str]]:
+    """The environment of a program behind a fence: without libraries that are put into every program, as nobody knows
+    what these want to open."""
+    if not fence:
+        return env
+    return {name: value for name, value in (os.environ if env is None else env).items() if name != "LD_PRELOAD"}
+
+
 def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[Mapping[str, str]] = None,
         input: Optional[bytes] = None, timeout: Optional[float] = None, check: bool = True,
         hint: str = "", fence: Optional[Fence] = None) -> subprocess.CompletedProcess[bytes]:
@@ -99,11 +107,13 @@ def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[M
     return done
 
 
-def _start(words: list[str], hint: str, fence: Optional[Fence] = None, **more: Any) -> subprocess.Popen[bytes]:
+def _start(words: list[str], hint: str, env: Optional[Mapping[str, str]], fence: Optional[Fence] = None,
+           **more: Any) -> subprocess.Popen[bytes]:
     """A child that dies with us, behind ``fence``. Raises CommandMissing, NodeExhausted."""
     try:
         with interrupt.shielded(), landlock.ruleset(fence) as rules:  # what is raised in the midst of a fork is lost
-            return subprocess.Popen(words, preexec_fn=die_with_parent(os.getpid(), rules), **more)
+            return subprocess.Popen(words, env=_fenced(env, fence),
+                                    preexec_fn=die_with_parent(os.getpid(), rules), **more)
     except FileNotFoundError as missing:
         if str(missing.filename) != words[0]:  # the folder to start it in
             raise

@@ -10,6 +10,7 @@ import hashlib
 import os
 import time
 import zipimport
+from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
@@ -55,8 +56,9 @@ def _of_checkout(root: Path) -> Path:
     if not path.exists():
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         for old in folder.iterdir():
-            if time.time() - old.stat().st_mtime > 3600:  # younger ones may be somebody's who packs now
-                old.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another process cleans up too
+                if time.time() - old.stat().st_mtime > 3600:  # younger ones may be somebody's who packs now
+                    old.unlink()
         spare = folder / f".{os.getpid()}"
         pyz_build.write(spare, root, pyz_build.built_from(root))
         spare.chmod(0o555)

@@ -18,6 +18,7 @@ class Version:
     worker: tuple[tuple[str, str], ...]
 
     def lines(self) -> str:
+        """For people: one line each."""
         worker = ", ".join(f"{name} {version}" for name, version in self.worker)
         return f"vmjob {self.version}\ncommit {self.commit or 'unknown'}\nworker's set: {worker or 'unknown'}"
 

@@ -11,6 +11,7 @@ import pytest
 from tests import images
 from tests.bare import root
 from tests.conftest import Cli, result_of
+from tests.integration.test_payload_runs import JOB
 from vmjob.pyz import carried_pyz
 
 pytestmark = [pytest.mark.integration, pytest.mark.image]
@@ -19,17 +20,6 @@ NODE = ("python3", "qemu-system-x86", "qemu-utils")
 EVERY_PYTHON = r"?and(?name(^python3\.[0-9]+$),?not(?virtual))"  # of a suite, beside its python3
 # Debian's suite -> its Python (where it is known) and what a qemu_version begins with
 NODES = {"bullseye": ((3, 9), "5.2"), "bookworm": ((3, 11), "7.2"), "trixie": ((3, 13), "10.0"), "sid": (None, "")}
-JOB = """
-name: packed
-image: micro
-script: |
-  #!/bin/sh
-  cat in/greeting > out.txt
-  id -u >> out.txt
-  exit 3
-inputs: [{from: greeting, to: in/greeting}]
-outputs: [out.txt]
-"""
 VERSION = "import json, sys; print(json.dumps(sys.version_info[:2]))"
 # Our modules are imported, as are the parts of others' that ours import; all else is compiled.
 IMPORT = r"""

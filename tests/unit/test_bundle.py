@@ -43,7 +43,7 @@ def payload(tmp_path: Path) -> Payload:
 
 
 def pythons() -> list[str]:
-    names = ["python3.9", "python3.10", "python3.11", "python3.12", "python3.13"]
+    names = [f"python3.{minor}" for minor in range(9, 20)]
     found = [path for name in names if (path := shutil.which(name))
              and subprocess.run([path, "-c", "import asyncio, zlib"], capture_output=True).returncode == 0]
     return [sys.executable, *found]

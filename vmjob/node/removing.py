@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Optional
+from typing import Optional, TypeVar
 
 from vmjob import safepath
 from vmjob.errors import PolicyBroken
@@ -19,6 +19,8 @@ from vmjob.node.removal import FILE, FOLDER, LINK, SPOOL, SPOOL_NAMES, TREE, Fou
 from vmjob.node.tree import Tree
 from vmjob.node.wipe import Size
 from vmjob.site_errors import NodeUnchanged
+
+_T = TypeVar("_T")
 
 _SITE, _CRON = snippets.ETC / "site.yaml", PurePosixPath("/etc/cron.d")
 _WRITTEN = (plan.GROUP, plan.GSHADOW, snippets.RULE_FILE, snippets.CONDOR_FILE, record.RECORD, hooks.RECORD)
@@ -66,34 +68,30 @@ def _shipped() -> dict[str, bytes]:
     return {name: wrapper_text(name) for name in (hooks.WRAPPER, snippets.HOOK, hooks.SNIPPET)}
 
 
-def _read(tree: Tree, path: PurePosixPath, notes: list[str]) -> Optional[str]:
+def _seen(look: Callable[[PurePosixPath], _T], path: PurePosixPath, otherwise: _T,
+          notes: Optional[list[str]] = None) -> _T:
+    """What ``look`` finds at ``path``; ``otherwise`` where we may not look, which ``notes`` hears of."""
     try:
-        return tree.read(path)
+        return look(path)
     except NodeUnchanged as closed:
         if not isinstance(closed.__cause__, PermissionError):
             raise
-        notes.append(f"{path} cannot be read by you, and is left out here")
-        return None
+        if notes is not None:
+            notes.append(f"{path} cannot be read by you, and is left out here")
+        return otherwise
+
+
+def _read(tree: Tree, path: PurePosixPath, notes: list[str]) -> Optional[str]:
+    return _seen(tree.read, path, None, notes)
 
 
 def _stat(tree: Tree, path: PurePosixPath) -> Optional[os.stat_result]:
     """As Tree.found; None too where we may not look."""
-    try:
-        return tree.found(path)
-    except NodeUnchanged as closed:
-        if isinstance(closed.__cause__, PermissionError):
-            return None
-        raise
+    return _seen(tree.found, path, None)
 
 
 def _files(tree: Tree, path: PurePosixPath, notes: list[str]) -> list[str]:
-    try:
-        return tree.names(path)
-    except NodeUnchanged as closed:
-        if not isinstance(closed.__cause__, PermissionError):
-            raise
-        notes.append(f"{path} cannot be read by you, and is left out here")
-        return []
+    return _seen(tree.names, path, [], notes)
 
 
 def _names(tree: Tree, path: PurePosixPath) -> Optional[list[str]]:
