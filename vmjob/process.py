@@ -87,7 +87,7 @@ def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[M
     """
     words = [str(word) for word in argv]
     log.debug("run: %s", shlex.join(words))
-    child = _start(words, hint, cwd=cwd, env=env, stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
+    child = _start(words, hint, env, cwd=cwd, stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, fence=fence)
     with child:
         try:
@@ -144,7 +144,7 @@ def spawn(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional
     CommandMissing."""
     words = [str(word) for word in argv]
     log.debug("start: %s", shlex.join(words))
-    return _start(words, "see vmjob doctor for what this machine lacks", cwd=cwd, env=env, pass_fds=pass_fds,
+    return _start(words, "see vmjob doctor for what this machine lacks", env, cwd=cwd, pass_fds=pass_fds,
                   stdin=subprocess.DEVNULL, stdout=stdout or subprocess.DEVNULL, stderr=stderr or subprocess.DEVNULL,
                   start_new_session=True, fence=fence)
 
