@@ -15,6 +15,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -124,16 +125,24 @@ def _start(words: list[str], hint: str, env: Optional[Mapping[str, str]], fence:
 
 def _heard(child: subprocess.Popen[bytes], said: Optional[bytes], timeout: Optional[float]) -> tuple[bytes, bytes]:
     """What it writes until its end, to stdout and stderr. Raises TimeoutExpired, and what interrupt.check does."""
+    if child.stdin:
+        # not by communicate, which forgets the rest of it at its first time-out
+        threading.Thread(target=_feed, args=(child.stdin, said), name="feed", daemon=True).start()
+        child.stdin = None
     end = None if timeout is None else time.monotonic() + timeout
     while True:
         interrupt.check()
         left = _TICK if end is None else min(_TICK, end - time.monotonic())
         try:
-            return child.communicate(said, max(0.0, left))
+            return child.communicate(timeout=max(0.0, left))
         except subprocess.TimeoutExpired:
-            said = None  # is on its way
             if end is not None and time.monotonic() >= end:
                 raise
+
+
+def _feed(pipe: IO[bytes], said: bytes) -> None:
+    with suppress(OSError), pipe:  # one that has read enough, or has ended
+        pipe.write(said)
 
 
 def spawn(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[Mapping[str, str]] = None,

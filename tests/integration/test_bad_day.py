@@ -238,6 +238,14 @@ def test_a_signal_in_the_making_of_the_scratch_folder(tmp_path: Path, event: str
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_slow_command_reads_comes_whole() -> None:
+    code = ("from vmjob import process\nwords = ['sh', '-c', 'sleep 0.5; cat; echo; yes | head -c 1000000 >&2']\n"
+            "done = process.run(words, input=b'x' * 3000000, timeout=20)\nprint(len(done.stdout), len(done.stderr))\n"
+            "process.run(['true'], input=b'x' * 3000000)\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30)
+    assert done.stdout == b"3000001 1000000\n", done.stderr
+
+
 DEAF = """
 import os, signal, sys, threading, time
 from vmjob.errors import Interrupted
