@@ -38,10 +38,16 @@ def storm(trial: Trial) -> None:
 
 def storm_at_the_end(trial: Trial) -> None:
     """From the first moment of the end on until it is gone."""
-    trial.until(lambda: b'"begun"' not in (trial.folder / "res/result.json").read_bytes() if
-                (trial.folder / "res/result.json").exists() else False)
+    trial.until(lambda: b'"ended"' in (text := _result(trial)) and b'"begun"' not in text)
     while trial.alive():
         trial.send(trial.random.choice(["TERM", "INT", "HUP", "USR1", "USR2"]))
+
+
+def _result(trial: Trial) -> bytes:
+    try:
+        return (trial.folder / "res/result.json").read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def when_up(act: Callable[[Trial], None], most: float = 0.5) -> Callable[[Trial], None]:
