@@ -108,7 +108,7 @@ def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[M
     return done
 
 
-def _start(words: list[str], hint: str, env: Optional[Mapping[str, str]], fence: Optional[Fence] = None,
+def _start(words: list[str], hint: str, env: Optional[Mapping[str, str]] = None, fence: Optional[Fence] = None,
            **more: Any) -> subprocess.Popen[bytes]:
     """A child that dies with us, behind ``fence``. Raises CommandMissing, NodeExhausted."""
     try:
