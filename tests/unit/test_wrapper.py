@@ -193,9 +193,8 @@ def test_a_signal_before_there_is_a_python(payload: Path, tmp_path: Path, shell:
     (tmp_path / "asked").read_bytes()
     process.send_signal(signal.SIGUSR1)  # nothing is there to pause
     process.send_signal(signal.Signals[name])
-    with open(os.open(tmp_path / "asked", os.O_RDWR), "w") as pipe:  # the reader may be gone by now
-        pipe.write("go on\n")
-        pipe.flush()
+    with (tmp_path / "asked").open("r+b", buffering=0) as pipe:  # the reader may be gone by now
+        pipe.write(b"go on\n")
         _, said = process.communicate(timeout=60)
     assert process.returncode == 225 and f"stopped by {name}".encode() in said
     result = json.loads((tmp_path / "slot/result.json").read_text())
