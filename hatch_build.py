@@ -13,7 +13,7 @@ class PyzHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
         sys.path.insert(0, str(root))
-        from vmjob import pyz_build
+        from vmjob.job import pyz_build
 
         if version == "editable":  # a checkout makes its own, as its files change
             pyz_build.worker_set(root)

@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.common import Bench, Goal, Row, alternate, execute
 from bench.shim import Shim
 from bench.verify import _verify as verify_stage
-from vmjob.files import hash_file
+from vmjob.core.files import hash_file
 
 _VMS = 16
 _MIB = 1 << 20
@@ -68,8 +68,8 @@ _SLOT = """
 import sys
 from pathlib import Path
 from vmjob.image import manifest
-from vmjob.image.store import Store
-from vmjob.progress import Reporter
+from vmjob.image.store.images import Store
+from vmjob.core.progress import Reporter
 from vmjob.vm import disks
 image, cache, run = map(Path, sys.argv[1:])
 def fetch(file, start):

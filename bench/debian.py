@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from bench.common import ROOT, Bench, Goal, Row, alternate, execute, seconds, tool
-from vmjob.image.cpio import Tree
+from vmjob.image.build.cpio import Tree
 
 _MIB = 1 << 20
 _MEMORY = ("--memory", "1GiB")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from bench.common import Bench, Goal, Row, alternate, tool
 from tests.servers import nginx
-from vmjob.image.transfer import receive_file
-from vmjob.model import Boot, Fetch, ImageFile, Manifest
-from vmjob.stage.sources import fetcher
+from vmjob.core.model import Boot, Fetch, ImageFile, Manifest
+from vmjob.image.store.copy import receive_file
+from vmjob.stage.transfer.fetch import fetcher
 
 _SIZE = 1 << 30
 

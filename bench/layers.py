@@ -17,14 +17,14 @@ from pathlib import Path
 
 from bench.common import Bench, Goal, Row, alternate, execute, seconds, tool
 from bench.debian import image
-from vmjob.files import copy_sparse
+from vmjob.core.files import copy_sparse
 
 # As a node does it: the files are there and verified, the layer is still to become a disk.
 _OPEN = """
 import sys, tempfile
 from pathlib import Path
-from vmjob.image.store import Store
-from vmjob.progress import Reporter
+from vmjob.image.store.images import Store
+from vmjob.core.progress import Reporter
 store = Store(Path(sys.argv[1]))
 manifest, paths = store.resolve(sys.argv[2])
 store.open(manifest, paths, Reporter(), spare=Path(sys.argv[3]))

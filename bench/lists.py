@@ -64,24 +64,24 @@ def authority(work: Path) -> None:
 
 def signed_list(work: Path, own: bool, count: int = _IMAGES) -> tuple[str, str]:
     """Write the signed ``list``; digest (of lists with manifests) and SHA-512 of its last image."""
-    from vmjob.endorsement import Endorser
-    from vmjob.image import endorse, imagelist
-    from vmjob.model import Boot, ImageFile, Manifest
+    from vmjob.core.model import Boot, ImageFile, Manifest
+    from vmjob.image.trust import imagelist, sign
+    from vmjob.image.trust.endorsement import Endorser
 
     now, images, digest, sha512 = time.time(), [], "", ""
-    heading = endorse.Heading("bench", "1", now, now + 86400, "bench", "https://example.org/images.list")
+    heading = sign.Heading("bench", "1", now, now + 86400, "bench", "https://example.org/images.list")
     for number in range(count):
         sha512 = hashlib.sha512(str(number).encode()).hexdigest()
         files = tuple(ImageFile(role, role, form, 123456789, sha512[:64]) for role, form in (
             ("kernel", "bzimage"), ("initrd", "cpio"), ("disk", "qcow2")))
         made = Manifest("last" if number == count - 1 else f"image-{number}", files, (Boot.JOB, Boot.SYSTEM),
                         sources=(f"https://images.example.org/{number}/",), made_from=("debian=12",))
-        entry: dict[str, Any] = endorse.entry(made, sha512, heading, group="bench")
+        entry: dict[str, Any] = sign.entry(made, sha512, heading, group="bench")
         if not own:
             del entry[imagelist.MANIFEST]
         images.append(entry)
         digest = made.digest if own else ""
-    text = imagelist.render(endorse.document(heading, Endorser("/DC=org/CN=Ada", "/DC=org/CN=CA"), images))
+    text = imagelist.render(sign.document(heading, Endorser("/DC=org/CN=Ada", "/DC=org/CN=CA"), images))
     (work / "plain").write_bytes(text)
     execute([tool("openssl"), "cms", "-sign", "-in", work / "plain", "-signer", work / "cert", "-inkey", work / "key",
              "-md", "sha256", "-outform", "SMIME", "-out", work / "list"])

@@ -16,9 +16,9 @@ from typing import Callable, Optional
 
 from bench.common import Bench, execute, tool
 from bench.debian import image as built
-from vmjob.files import hash_file
+from vmjob.core.files import hash_file
+from vmjob.core.process import die_with_parent
 from vmjob.image import manifest as manifests
-from vmjob.process import die_with_parent
 
 _PORT = 8080  # of the namespace's own loopback
 _PIECE = 128 * 2**20

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.common import Bench, Goal, Row
 from bench.run import bare
-from vmjob.image.cpio import Tree
+from vmjob.image.build.cpio import Tree
 
 _MIB = 1 << 20
 _SIZE = 1024 * _MIB

@@ -190,7 +190,7 @@ def _large_image(pool: _Pool) -> Iterator[tuple[Path, int]]:
             file.write(os.urandom(10**6))
     execute([tool("qemu-img"), "convert", "-f", "raw", "-O", "qcow2", folder / "noise.raw", folder / "noise.qcow2"])
     (folder / "noise.raw").unlink()
-    from vmjob.files import hash_file
+    from vmjob.core.files import hash_file
 
     digest, size = hash_file(folder / "noise.qcow2")
     lines = [line for line in (folder / "manifest.yaml").read_text().splitlines() if not line.startswith("digest:")]

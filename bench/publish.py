@@ -73,8 +73,8 @@ def measure(bench: Bench) -> list[Row]:
 
 
 def _site(work: Path, env: dict[str, str]) -> None:
-    from vmjob import nodead
-    from vmjob.sitead import NodeAd
+    from vmjob.ads import node_ad
+    from vmjob.ads.site_ad import NodeAd
 
     authority(work)
     signed_list(work, True, _IMAGES)
@@ -82,7 +82,7 @@ def _site(work: Path, env: dict[str, str]) -> None:
     (work / "nodes").mkdir()
     node = NodeAd("n", True, "kvm", max_memory=2**34, max_cpus=8, cpus=16, memory=2**36)
     for number in range(100):
-        (work / "nodes" / f"{number}.json").write_text(json.dumps(nodead.to_json(replace(node, machine=f"n{number}"))))
+        (work / "nodes" / f"{number}.json").write_text(json.dumps(node_ad.to_json(replace(node, machine=f"n{number}"))))
     (work / "policy.yaml").write_text(_POLICY.format(work=work))
     (work / "policy.yaml").chmod(0o644)
     (work / "site.yaml").write_text(_SITE.format(work=work))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.common import Bench, Goal, Row, alternate, seconds, value_after
-from vmjob.image.cpio import Tree
+from vmjob.image.build.cpio import Tree
 
 # the least that a guest can do: no module, no mount
 _INIT = b"#!/bin/busybox sh\nexec /bin/busybox poweroff -f\n"

@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def _own_pyz() -> Path:
-    from vmjob.pyz import carried_pyz
+    from vmjob.job.pyz import carried_pyz
 
     return carried_pyz()
 

@@ -77,7 +77,7 @@ class Done:
 @pytest.fixture(scope="session")
 def home() -> Path:
     """Store and cache of the tests, with the micro image; kept in build/ so that a second run is quick."""
-    made_of = [ROOT / "vmjob/guest/agent.sh", *sorted((ROOT / "vmjob/image").glob("*.*"))]
+    made_of = [ROOT / "vmjob/guest/agent.sh", *sorted((ROOT / "vmjob/image").rglob("*.*"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in made_of)).hexdigest()[:12]
     place = BUILD / f"test-home-{digest}"  # an older agent must not be tested
     place.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cemon_publisher.example import EXAMPLE
 
-from vmjob.sitead import SiteAd
+from vmjob.ads.site_ad import SiteAd
 
 HOSTILE = (
     "dn: o=grid", "x\ndn: GLUE2GroupID=grid,o=glue\nchangetype: delete\n", "Smith, John + Co = \"a\"; <b> #\\c",

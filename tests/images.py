@@ -23,9 +23,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import BUILD, ROOT, Cli
-from vmjob import process
-from vmjob.errors import HostError
-from vmjob.image import build, manifest
+from vmjob.core import process
+from vmjob.core.errors import HostError
+from vmjob.image import manifest
+from vmjob.image.build import from_recipe
 
 IMAGES = BUILD / "test-images"
 SUITE = "bookworm"
@@ -78,7 +79,7 @@ def cloud_disks() -> Path:
 def built(recipe: Path) -> Path:
     """The folder of an image that the product builds from ``recipe``; its sources are a part of the recipe."""
     need({tool: TOOLS[tool] for tool in ("mmdebstrap", "mkfs.ext4", "qemu-img", "unshare")})
-    sources = [*sorted((ROOT / "vmjob/image").iterdir()), ROOT / "vmjob/guest/agent.sh", recipe]
+    sources = [*sorted((ROOT / "vmjob/image").rglob("*.*")), ROOT / "vmjob/guest/agent.sh", recipe]
     with _kept(f"built-{recipe.stem}", "".join(p.read_text() for p in sources if p.is_file())) as (target, fresh):
         if fresh:
             done = Cli(IMAGES, IMAGES)("image", "build", recipe.resolve(), "-o", target, "--no-register", timeout=600)
@@ -129,7 +130,7 @@ def _kept(name: str, recipe: str) -> Iterator[tuple[Path, bool]]:
 
 def _build_cloud_disks(target: Path) -> None:
     try:
-        namespace = build._namespace()
+        namespace = from_recipe._namespace()
     except HostError as cannot:
         pytest.skip(f"{cannot.message}: {cannot.hint}")
     with tempfile.TemporaryDirectory(prefix="vmjob-test-images-") as folder:

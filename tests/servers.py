@@ -25,7 +25,7 @@ from typing import Any, Optional
 
 import pytest
 
-from vmjob import process
+from vmjob.core import process
 
 PATIENCE = 20.0  # seconds for a server to come up
 

@@ -12,17 +12,18 @@ __version__ = "0.2.1"
 
 if TYPE_CHECKING:
     from vmjob.api import pack_job, run_job
-    from vmjob.errors import VmjobError
-    from vmjob.job import load_job
-    from vmjob.model import Input, Job, Resources
-    from vmjob.progress import Reporter
-    from vmjob.result import Result
+    from vmjob.core.errors import VmjobError
+    from vmjob.core.model import Input, Job, Resources
+    from vmjob.core.progress import Reporter
+    from vmjob.core.result import Result
+    from vmjob.job.file import load_job
 
 __all__ = ["Input", "Job", "Reporter", "Resources", "Result", "VmjobError", "load_job", "pack_job", "run_job",
            "submit_job"]
 
-_HOMES = {"pack_job": "api", "run_job": "api", "submit_job": "api", "VmjobError": "errors", "load_job": "job",
-          "Input": "model", "Job": "model", "Resources": "model", "Result": "result", "Reporter": "progress"}
+_HOMES = {"pack_job": "api", "run_job": "api", "submit_job": "api", "VmjobError": "core.errors", "load_job": "job.file",
+          "Input": "core.model", "Job": "core.model", "Resources": "core.model", "Result": "core.result",
+          "Reporter": "core.progress"}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from vmjob.interrupt import hear_early
+from vmjob.core.interrupt import hear_early
 
 
 def start() -> NoReturn:

@@ -32,14 +32,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
-from vmjob import config, interrupt, submit
-from vmjob.errors import VmjobError
-from vmjob.model import Job
-from vmjob.progress import Reporter
-from vmjob.result import Result
+from vmjob.core import config, interrupt
+from vmjob.core.errors import VmjobError
+from vmjob.core.model import Job
+from vmjob.core.progress import Reporter
+from vmjob.core.result import Result
+from vmjob.job import resolve
 
 if TYPE_CHECKING:
-    from vmjob.submission import Submitted
+    from vmjob.submit.submission import Submitted
 
 
 def default_scratch() -> Path:
@@ -56,19 +57,19 @@ def run_job(job: Job, *, base: Optional[Path] = None, results: Optional[Path] = 
     ImageMissing, ImageError, InputMissing or JobError for what is wrong before a run begins. Takes over signals (and
     the timer of SIGALRM) while it runs, so call it from the main thread.
     """
-    from vmjob.image.store import Store
-    from vmjob.resultfile import refused
-    from vmjob.run import run
-    from vmjob.slot.limits import detect
-    from vmjob.slot.scratch import scratch as private
+    from vmjob.core.scratch import scratch as private
+    from vmjob.image.store.images import Store
+    from vmjob.run.flow import run
+    from vmjob.run.result_file import refused
+    from vmjob.slot.detect import detect
 
     listener = reporter or Reporter()
     slot = detect(os.environ, scratch or default_scratch())
     try:
         with private(slot.scratch) as folder:
             interrupt.check()
-            payload = submit.resolve(job, base or Path(), Store(config.store_dir()), folder, listener)
-            return run(payload, slot, submit.home_of(payload), results=results, reporter=listener)
+            payload = resolve.resolve(job, base or Path(), Store(config.store_dir()), folder, listener)
+            return run(payload, slot, resolve.home_of(payload), results=results, reporter=listener)
     except (VmjobError, OSError) as error:
         if results is not None:  # an earlier run's result would be taken for this one's
             refused(error, results, job.name)
@@ -79,14 +80,14 @@ def pack_job(job: Job, target: Path, *, base: Optional[Path] = None, reporter: O
              carry: bool = False) -> int:
     """Write the payload of ``job`` as a folder, or a file where ``target`` ends in .tar; its size in bytes. ``carry``:
     with its image, although that has sources that nodes could fetch it from. Raises as run_job."""
-    from vmjob import bundle
-    from vmjob.image.store import Store
-    from vmjob.slot.scratch import scratch as private
+    from vmjob.core.scratch import scratch as private
+    from vmjob.image.store.images import Store
+    from vmjob.job import bundle
 
     listener = reporter or Reporter()
     with private(default_scratch()) as folder:
-        payload = submit.resolve(job, base or Path(), Store(config.store_dir()), folder, listener)
-        return bundle.pack(submit.carried(payload, listener, carry), target, listener)
+        payload = resolve.resolve(job, base or Path(), Store(config.store_dir()), folder, listener)
+        return bundle.pack(resolve.carried(payload, listener, carry), target, listener)
 
 
 def submit_job(job: Job, to: Optional[str] = None, *, count: Optional[int] = None, settings: Sequence[str] = (),
@@ -97,10 +98,10 @@ def submit_job(job: Job, to: Optional[str] = None, *, count: Optional[int] = Non
 
     Raises JobError, ImageError, InputMissing; PoolUnreachable, PoolRefused and the other PoolErrors.
     """
-    from vmjob import submission
     from vmjob.batch import targets
-    from vmjob.errors import JobError
-    from vmjob.parameters import parameters
+    from vmjob.core.errors import JobError
+    from vmjob.job.parameters import parameters
+    from vmjob.submit import submission
 
     target = targets.choose(to)
     if target.kind == "local":

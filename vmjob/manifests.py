@@ -6,9 +6,9 @@ import dataclasses
 import re
 from typing import Any
 
-from vmjob import units
-from vmjob.errors import ImageCorrupt, ImageError, JobError, VmjobError
-from vmjob.model import Boot, ImageFile, Manifest
+from vmjob.core import units
+from vmjob.core.errors import ImageCorrupt, ImageError, JobError, VmjobError
+from vmjob.core.model import Boot, ImageFile, Manifest
 
 DISK_FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx")
 _FORMATS = {"disk": DISK_FORMATS, "kernel": ("elf", "bzimage"), "initrd": ("cpio",), "layer": ("delta",)}
@@ -21,7 +21,7 @@ def manifest_from_dict(document: Any, where: str, error: type[VmjobError] = Imag
                        checked: bool = False) -> Manifest:
     """The manifest in a mapping read from ``where`` (a file, or file and key), distrusted; ``checked``: it already
     fits the schema. Raises ``error`` naming ``where`` and the key, also where a stated digest is not the content's."""
-    from vmjob import schema
+    from vmjob.core import schema
 
     body = document if checked else schema.check(document, "manifest", where, error)
     files = tuple(_file(entry, f"{where}: files.{n}", error) for n, entry in enumerate(body["files"]))

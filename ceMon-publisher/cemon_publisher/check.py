@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from cemon_publisher.ldif import Entry
-from vmjob.errors import VmjobError
+from vmjob.core.errors import VmjobError
 
 # Closed enumerations of GFD.147; Capability_t is an open one, of which we use three
 _STATES = ("closed", "draining", "production", "queueing")

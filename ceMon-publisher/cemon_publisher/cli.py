@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Optional
 from cemon_publisher import output
 from cemon_publisher.render import FOLDERS, RENDERINGS, files, render
 from vmjob.cli.main import Parser
-from vmjob.errors import HostError, Interrupted, JobError, VmjobError
-from vmjob.progress import Bar, Reporter
+from vmjob.core.errors import HostError, Interrupted, JobError, VmjobError
+from vmjob.core.progress import Bar, Reporter
 
 if TYPE_CHECKING:
-    from vmjob.sitead import SiteAd
+    from vmjob.ads.site_ad import SiteAd
 
 _EXAMPLES = """\
 examples:
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; returns the exit status."""
     from vmjob.cli.main import _open_streams
-    from vmjob.interrupt import Signals
+    from vmjob.core.interrupt import Signals
 
     _open_streams()
     words = list(sys.argv[1:] if argv is None else argv)

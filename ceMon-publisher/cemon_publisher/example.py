@@ -6,7 +6,7 @@ from dataclasses import replace
 from hashlib import sha256
 
 import vmjob
-from vmjob.sitead import KVM, TCG, Element, Nodes, SiteAd, SiteImage
+from vmjob.ads.site_ad import KVM, TCG, Element, Nodes, SiteAd, SiteImage
 
 _GIB = 2**30
 _NOW = 1795003200  # 2026-11-18T12:00:00Z

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmjob.sitead import ANYBODY, Element, Nodes, SiteAd, SiteImage
+from vmjob.ads.site_ad import ANYBODY, Element, Nodes, SiteAd, SiteImage
 
 
 def runs(image: SiteImage, nodes: Nodes) -> bool:

@@ -8,13 +8,13 @@ from functools import reduce
 from typing import Optional
 
 from cemon_publisher.listed import Entry, Known
-from vmjob.endorsement import Endorsement, Endorser
-from vmjob.model import Network
-from vmjob.policy import Limits, Policy
-from vmjob.site_errors import SiteBroken
-from vmjob.sitead import ANYBODY, SiteImage, line, tag_of_name
-from vmjob.siteconfig import Site
-from vmjob.verdict import Asked, Fact, Verdict, decide
+from vmjob.ads.site_ad import ANYBODY, SiteImage, line, tag_of_name
+from vmjob.ads.site_yaml import Site
+from vmjob.core.model import Network
+from vmjob.core.site_errors import SiteBroken
+from vmjob.image.trust.endorsement import Endorsement, Endorser
+from vmjob.policy.file import Limits, Policy
+from vmjob.policy.verdict import Asked, Fact, Verdict, decide
 
 _NOBODY_KNOWS = "sha256:" + "0" * 64
 _NETWORKS = (Network.NAT, Network.ISOLATED, Network.NONE)

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
-from vmjob.admission import followed
-from vmjob.endorsement import Endorsement
-from vmjob.errors import EndorsementRefused, PolicyBroken, VmjobError
-from vmjob.image.subscriptions import Subscription, listed, message_of, outdated
-from vmjob.image.trust import SignedList, verify_list, vouched
-from vmjob.model import Manifest
-from vmjob.policy import Policy
-from vmjob.progress import Reporter
-from vmjob.sitead import line
+from vmjob.ads.site_ad import line
+from vmjob.core.errors import EndorsementRefused, PolicyBroken, VmjobError
+from vmjob.core.model import Manifest
+from vmjob.core.progress import Reporter
+from vmjob.image.trust.endorsement import Endorsement
+from vmjob.image.trust.subscriptions import Subscription, listed, message_of, outdated
+from vmjob.image.trust.verify import SignedList, verify_list, vouched
+from vmjob.policy.admission import followed
+from vmjob.policy.file import Policy
 
 MOST = 20000  # images that a site ad can have
 _TOLD = 3  # images of one list that are told of by name

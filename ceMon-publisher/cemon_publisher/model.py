@@ -13,14 +13,17 @@ from cemon_publisher import fits, probing, texts
 from cemon_publisher.images import Allowed, allowed
 from cemon_publisher.listed import read
 from cemon_publisher.probing import Note
-from vmjob import config, policy, sitead, siteconfig
-from vmjob.model import Network
-from vmjob.policy import Limits, Policy
-from vmjob.progress import Reporter
-from vmjob.site_errors import SiteBroken
-from vmjob.sitead import Nodes, SiteAd, SiteImage, covers
-from vmjob.siteconfig import Site
-from vmjob.units import format_size
+from vmjob.ads import site_ad as sitead
+from vmjob.ads import site_yaml
+from vmjob.ads.site_ad import Nodes, SiteAd, SiteImage, covers
+from vmjob.ads.site_yaml import Site
+from vmjob.core import config
+from vmjob.core.model import Network
+from vmjob.core.progress import Reporter
+from vmjob.core.site_errors import SiteBroken
+from vmjob.core.units import format_size
+from vmjob.policy import file as policy
+from vmjob.policy.file import Limits, Policy
 
 _NETWORKS = tuple(one.value for one in (Network.NAT, Network.ISOLATED, Network.NONE))
 _DIGEST_TAG = re.compile(r"vm_sha256_[0-9a-f]{64}\Z")
@@ -33,12 +36,12 @@ def site_ad(file: Optional[Path], policies: Optional[Sequence[Path]], now: float
 
     Raises SiteBroken, PolicyBroken, and what the source of the nodes has to say (PoolUnreachable, SitesUnreachable):
     then nothing is known, and nothing must be published."""
-    file = file or siteconfig.find()
+    file = file or site_yaml.find()
     if file is None:
-        raise SiteBroken(f"{siteconfig.SITE_CONFIG}: there is no such file",
+        raise SiteBroken(f"{site_yaml.SITE_CONFIG}: there is no such file",
                          "write one (docs/site-admin.md has a whole one), or name another: --config FILE; --example "
                          "shows what comes of it")
-    site = siteconfig.load(file)
+    site = site_yaml.load(file)
     texts.check(site)
     rules = [policy.load(one.absolute()) for one in (config.policy_files() if policies is None else policies)]
     # no policy: everybody may run everything, also what is in the lists that a site follows where none is named

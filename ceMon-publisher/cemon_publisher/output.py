@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from vmjob.errors import JobError
-from vmjob.files import remove_tree
+from vmjob.core.errors import JobError
+from vmjob.core.files import remove_tree
 
 MARK = ".vmjob-publish"  # in a folder that is ours to replace
 _AT_FDCWD, _EXCHANGE = -100, 2  # of renameat2(2)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from vmjob import nodead, nodekinds
-from vmjob.errors import VmjobError
-from vmjob.pool_errors import PoolUnreachable
-from vmjob.site_errors import SiteBroken, SitesUnreachable
-from vmjob.sitead import IMAGES, KVM, NodeAd, Nodes
-from vmjob.siteconfig import Site
+from vmjob.ads import node_ad, node_kinds
+from vmjob.ads.site_ad import IMAGES, KVM, NodeAd, Nodes
+from vmjob.ads.site_yaml import Site
+from vmjob.core.errors import VmjobError
+from vmjob.core.pool_errors import PoolUnreachable
+from vmjob.core.site_errors import SiteBroken, SitesUnreachable
 
 PATIENCE = 10  # seconds that a collector has to answer
 CHECKED = 2 * 86400  # seconds for which a test guest that ran proves something, where the node does not say how long
@@ -35,7 +35,7 @@ class Seen:
 def kinds(seen: Sequence[Seen]) -> tuple[Nodes, ...]:
     """The nodes of the site by kind."""
     on = [one.ad for one in seen if one.ad.has and not one.trouble]
-    return nodekinds.kinds(on, [one.ad for one in seen if not one.ad.has or one.trouble])
+    return node_kinds.kinds(on, [one.ad for one in seen if not one.ad.has or one.trouble])
 
 
 def probe(site: Site, now: float, note: Note) -> list[Seen]:
@@ -82,13 +82,13 @@ def _pool(site: Site, address: str, note: Note) -> tuple[NodeAd, ...]:
     for key in ("QUERY_TIMEOUT", "SEC_TCP_SESSION_TIMEOUT"):
         htcondor2.param[key] = str(PATIENCE)
     try:
-        ads = collector.query(htcondor2.AdType.Startd, constraint=f"{nodead.ADVERTISED} && DynamicSlot =!= true",
-                              projection=[name for name in nodead.PROJECTION if name != IMAGES])
+        ads = collector.query(htcondor2.AdType.Startd, constraint=f"{node_ad.ADVERTISED} && DynamicSlot =!= true",
+                              projection=[name for name in node_ad.PROJECTION if name != IMAGES])
     except htcondor2.HTCondorException as complaint:  # why, only a ping would tell, which has no end
         raise PoolUnreachable(f"{address}: the collector does not answer: {complaint}",
                               f"check nodes.collector in {site.file}, and that this machine may read it (ALLOW_READ)"
                               ) from complaint
-    nodes = nodead.nodes_of(ads)
+    nodes = node_ad.nodes_of(ads)
     for machine in sorted({str(ad.get("Machine")) for ad in ads} - {one.machine for one in nodes}):
         note(f"{machine}: its machine ad makes no sense, and does not count")
     if not nodes:
@@ -105,7 +105,7 @@ def _files(site: Site, pattern: Path, now: float, note: Note) -> Iterator[Seen]:
     for path in _paths(site, pattern):
         try:
             text, written = _read(path)
-            ad, age = nodead.from_json(json.loads(text), str(path)), now - written
+            ad, age = node_ad.from_json(json.loads(text), str(path)), now - written
         except (OSError, ValueError, RecursionError, VmjobError) as wrong:
             broken.append(wrong.message if isinstance(wrong, VmjobError) else
                           f"{path}: {getattr(wrong, 'strerror', None) or wrong}")
@@ -146,6 +146,6 @@ def _paths(site: Site, pattern: Path) -> Iterator[Path]:
 
 
 def _here() -> NodeAd:
-    from vmjob import advertise
+    from vmjob.node import advertise
 
     return advertise.named(advertise.answer().ad)

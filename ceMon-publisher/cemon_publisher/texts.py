@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vmjob.errors import PolicyBroken
-from vmjob.policy import Policy
-from vmjob.site_errors import SiteBroken
-from vmjob.sitead import line
-from vmjob.siteconfig import Site
+from vmjob.ads.site_ad import line
+from vmjob.ads.site_yaml import Site
+from vmjob.core.errors import PolicyBroken
+from vmjob.core.site_errors import SiteBroken
+from vmjob.policy.file import Policy
 
 _ENTRY = re.compile(r"\bdn:", re.IGNORECASE)  # where a BDII begins a new entry
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")

@@ -16,7 +16,7 @@ from random import Random
 from tests.chaos.faults import FAULTS
 from tests.chaos.trial import ROOT, Fault, Trial
 from tests.conftest import BUILD, Cli
-from vmjob.units import format_duration
+from vmjob.core.units import format_duration
 
 
 def main() -> int:

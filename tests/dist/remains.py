@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, "/usr/share/vmjob/vmjob.pyz")
-from vmjob import config, spool
-from vmjob.usage import UsageRecord
+from vmjob.core import config
+from vmjob.accounting import spool
+from vmjob.accounting.record import UsageRecord
 
 UUID = "00000000-0000-0000-0000-000000000001"
 spool.begin(Path("/var/spool/vmjob"), UsageRecord(UUID, "vm", "EXAMPLE-T2", "n1", os.getuid(), "alice", 1795212000.0),

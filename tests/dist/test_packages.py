@@ -18,8 +18,10 @@ from pkg.contents import TIMERS
 from pkg.release import DistError
 from tests.conftest import ROOT
 from tests.dist.conftest import make
-from vmjob import policy, schema, siteconfig
-from vmjob.site_errors import SiteBroken
+from vmjob.policy import file
+from vmjob.core import schema
+from vmjob.ads import site_yaml
+from vmjob.core.site_errors import SiteBroken
 
 pytestmark = pytest.mark.image
 ETC = ROOT / "pkg/etc"
@@ -110,10 +112,10 @@ def bare_of_marks(path: Path) -> str:
 def test_the_examples_of_etc_are_valid_once_they_are_taken_into_use(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(bare_of_marks(ETC / "site.yaml.example"))
-    site = siteconfig.load(path)
+    site = site_yaml.load(path)
     assert site.latitude and site.accounting and site.nodes and len(site.elements) == 2
     path.write_text(bare_of_marks(ETC / "policy.yaml.example").replace("/etc/vmjob/deny.d", str(tmp_path)))
-    assert len(policy.load(path).rules) == 3
+    assert len(file.load(path).rules) == 3
     for name, kind in (("site", SiteBroken), ("policy", SiteBroken)):  # as they are they say nothing at all
         path.write_text((ETC / f"{name}.yaml.example").read_text())
         with pytest.raises(SiteBroken):
@@ -121,7 +123,7 @@ def test_the_examples_of_etc_are_valid_once_they_are_taken_into_use(tmp_path: Pa
     names = dict(line.split("=", 1) for line in bare_of_marks(ETC / "services.conf.example").splitlines()
                  if not line.startswith("#") and line)
     units = "".join(path.read_text() for path in (ROOT / "pkg/systemd").iterdir())
-    scripts = units + (ROOT / "pkg/files/cache-verify.sh").read_text() + (ROOT / "vmjob/config.py").read_text()
+    scripts = units + (ROOT / "pkg/files/cache-verify.sh").read_text() + (ROOT / "vmjob/core/config.py").read_text()
     assert all(name in scripts for name in names if name.startswith("VMJOB_")) and "https_proxy" in names
 
 

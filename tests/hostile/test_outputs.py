@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import Cli, qemus, result_of
 from tests.hostile.hostile import QEMU, Hostile
-from vmjob.progress import Reporter
+from vmjob.core.progress import Reporter
 
 pytestmark = pytest.mark.integration
 
@@ -231,7 +231,7 @@ def test_a_silent_control_socket_hears_sigterm(hostile: Hostile, answer: str) ->
 def test_a_silent_control_socket_is_the_nodes_fault(hostile: Hostile, monkeypatch: pytest.MonkeyPatch, answer: str,
                                                      tmp_path: Path) -> None:
     from vmjob import api
-    from vmjob.model import Accel, Job, Network
+    from vmjob.core.model import Accel, Job, Network
     from vmjob.vm import machine
 
     monkeypatch.setattr(machine, "CONNECTED", 0.5)
@@ -249,7 +249,7 @@ def test_a_silent_control_socket_is_the_nodes_fault(hostile: Hostile, monkeypatc
 def test_a_command_that_gets_no_answer(hostile: Hostile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The job is to pause, and nobody can say whether it did: it must not run on as if it stood still."""
     from vmjob import api
-    from vmjob.model import Accel, Job, Network
+    from vmjob.core.model import Accel, Job, Network
     from vmjob.vm import machine
 
     monkeypatch.setattr(machine, "_ANSWER", 0.5)
@@ -289,7 +289,7 @@ def test_an_images_description_does_not_steer_the_terminal(cli: Cli, tmp_path: P
     from dataclasses import replace
 
     from tests.unit.test_image_store import image
-    from vmjob.image.store import Store
+    from vmjob.image.store.images import Store
 
     made = replace(image(tmp_path / "i", "evil", 2**20), description="\x1b]0;evil\x07\u202etxt\nmicro  sha256")
     Store(tmp_path / "store").add(made, tmp_path / "i")

@@ -22,10 +22,10 @@ import pytest
 
 from tests.ca import Ca
 from tests.conftest import ROOT, Cli, qemus
-from vmjob import spool
-from vmjob.ledger import names, read
-from vmjob.payer import payer
-from vmjob.usage import UsageRecord, render
+from vmjob.accounting import spool
+from vmjob.accounting.ledger import names, read
+from vmjob.accounting.payer import payer
+from vmjob.accounting.record import UsageRecord, render
 from vmjob.vm.net import has_route
 
 pytestmark = pytest.mark.integration
@@ -176,7 +176,8 @@ def test_many_sweep_at_once_and_a_sender_takes_away(place: Path) -> None:
 
     sender = threading.Thread(target=send)
     sender.start()
-    code = ("import sys, uuid; from pathlib import Path; from vmjob import spool; from vmjob.usage import UsageRecord\n"
+    code = ("import sys, uuid; from pathlib import Path; from vmjob.accounting import spool\n"
+            "from vmjob.accounting.record import UsageRecord\n"
             "import os; place = Path(sys.argv[1])\n"
             "for number in range(40):\n"
             "    record = UsageRecord(str(uuid.uuid4()), 'X', 'n', 'u', os.geteuid(), 'g', 1795204684.0)\n"

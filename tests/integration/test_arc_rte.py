@@ -16,7 +16,7 @@ from cemon_publisher.render import arc_rte
 from tests import arc, images
 from tests.conftest import ROOT, Cli, result_of
 from tests.unit.test_publisher_classads import HOSTILE
-from vmjob.sitead import SiteImage
+from vmjob.ads.site_ad import SiteImage
 
 pytestmark = pytest.mark.integration
 

@@ -20,7 +20,7 @@ import pytest
 
 from tests import images
 from tests.conftest import ROOT, Cli, Done, result_of
-from vmjob.errors import SlotError
+from vmjob.core.errors import SlotError
 from vmjob.slot.running import running
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]

@@ -198,8 +198,8 @@ SWALLOW = """
 import os, signal, sys
 os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGTERM))
 from vmjob import process
-from vmjob.errors import Interrupted
-from vmjob.interrupt import PATIENCE, Signals
+from vmjob.core.errors import Interrupted
+from vmjob.core.interrupt import PATIENCE, Signals
 try:
     with Signals(float(sys.argv[1])):
         process.run(["sleep", "20"])
@@ -217,8 +217,8 @@ def test_a_signal_in_the_midst_of_a_fork_is_not_lost(patience: float) -> None:
 HALF_MADE = """
 import os, signal, sys
 from pathlib import Path
-from vmjob.interrupt import PATIENCE, Signals
-from vmjob.slot.scratch import scratch
+from vmjob.core.interrupt import PATIENCE, Signals
+from vmjob.core.scratch import scratch
 event = sys.argv[2]
 def hook(name, args):
     if name == event:
@@ -239,7 +239,7 @@ def test_a_signal_in_the_making_of_the_scratch_folder(tmp_path: Path, event: str
 
 
 def test_what_a_slow_command_reads_comes_whole() -> None:
-    code = ("from vmjob import process\nwords = ['sh', '-c', 'sleep 0.5; cat; echo; yes | head -c 1000000 >&2']\n"
+    code = ("from vmjob.core import process\nwords = ['sh', '-c', 'sleep 0.5; cat; echo; yes | head -c 1000000 >&2']\n"
             "done = process.run(words, input=b'x' * 3000000, timeout=20)\nprint(len(done.stdout), len(done.stderr))\n"
             "process.run(['true'], input=b'x' * 3000000)\n")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30)
@@ -248,8 +248,8 @@ def test_what_a_slow_command_reads_comes_whole() -> None:
 
 DEAF = """
 import os, signal, sys, threading, time
-from vmjob.errors import Interrupted
-from vmjob.interrupt import PATIENCE, Signals
+from vmjob.core.errors import Interrupted
+from vmjob.core.interrupt import PATIENCE, Signals
 threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
 try:
     with Signals(0.3):

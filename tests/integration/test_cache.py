@@ -18,11 +18,11 @@ import pytest
 
 from tests.conftest import Cli, qemus, result_of
 from tests.images import need
-from vmjob.files import hash_file
+from vmjob.core.files import hash_file
+from vmjob.core.model import Boot, ImageFile, Manifest
+from vmjob.core.progress import Reporter
 from vmjob.image import manifest as manifests
-from vmjob.image.store import Store
-from vmjob.model import Boot, ImageFile, Manifest
-from vmjob.progress import Reporter
+from vmjob.image.store.images import Store
 from vmjob.vm import disks
 
 pytestmark = pytest.mark.integration

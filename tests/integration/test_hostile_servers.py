@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from tests.servers import Authority, authority, faults, good, status
-from vmjob.errors import StageOutFailed
-from vmjob.model import ImageFile
-from vmjob.stage import addresses, commands, credentials
-from vmjob.stage.flow import Failed
-from vmjob.stage.out import send
-from vmjob.stage.patience import Patience
-from vmjob.stage.places import Place
-from vmjob.stage.plugins import Plugins
-from vmjob.stage.web import Web
+from vmjob.core.errors import StageOutFailed
+from vmjob.core.model import ImageFile
+from vmjob.stage.transfer import addresses, credentials, programs
+from vmjob.stage.transfer.condor_plugins import Plugins
+from vmjob.stage.transfer.flow import Failed
+from vmjob.stage.transfer.http import Web
+from vmjob.stage.transfer.patience import Patience
+from vmjob.stage.transfer.send import send
+from vmjob.stage.transfer.source import Place
 
 pytestmark = pytest.mark.integration
 
@@ -202,14 +202,14 @@ def test_no_source_is_where_no_storage_can_be(source: str) -> None:
 def test_programs_show_no_certificate_to_whom_only_a_manifest_names() -> None:
     mine = {"X509_USER_PROXY": "/tmp/x509up_u1", "X509_USER_CERT": "/c", "X509_USER_KEY": "/k", "KRB5CCNAME": "FILE:/k",
             "BEARER_TOKEN": "opaque", "PATH": "/bin"}
-    env = commands.environment("evil.example.org", mine, QUICK)
+    env = programs.environment("evil.example.org", mine, QUICK)
     assert env["X509_USER_PROXY"] == env["BEARER_TOKEN_FILE"] == os.devnull and env["PATH"] == "/bin"
     assert env["XrdSecPROTOCOL"] == "unix,host" and env["KRB5CCNAME"] == f"FILE:{os.devnull}"
     assert not {"X509_USER_CERT", "X509_USER_KEY", "BEARER_TOKEN"} & set(env)
-    env = commands.environment("se.example.org", {**mine, "VMJOB_TOKEN_HOSTS": "se.example.org"}, QUICK)
+    env = programs.environment("se.example.org", {**mine, "VMJOB_TOKEN_HOSTS": "se.example.org"}, QUICK)
     assert mine.items() <= env.items() and "XrdSecPROTOCOL" not in env
     aud = "e30.eyJhdWQiOiAic2UuZXhhbXBsZS5vcmcifQ.c2ln"  # {"aud": "se.example.org"}
-    env = commands.environment("se.example.org", {**mine, "BEARER_TOKEN": aud}, QUICK)
+    env = programs.environment("se.example.org", {**mine, "BEARER_TOKEN": aud}, QUICK)
     assert (env["BEARER_TOKEN"], env["X509_USER_PROXY"], env["XrdSecPROTOCOL"]) == (aud, os.devnull, "ztn,unix,host")
 
 

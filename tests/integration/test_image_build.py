@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import vmjob
-from vmjob.errors import BuildFailed, CommandFailed, ImageCorrupt, ImageError, ImageRefused
-from vmjob.image import build, formats, manifest, micro, recipe
-from vmjob.model import Boot
-from vmjob.progress import Reporter
+from vmjob.core.errors import BuildFailed, CommandFailed, ImageCorrupt, ImageError, ImageRefused
+from vmjob.core.model import Boot
+from vmjob.core.progress import Reporter
+from vmjob.image import formats, manifest
+from vmjob.image.build import from_recipe, micro, recipe
 
 pytestmark = pytest.mark.integration
 
@@ -55,7 +56,8 @@ def test_micro_needs_no_root(tmp_path: Path) -> None:
     for name in ("vmjob", "yaml", "fastjsonschema"):
         source = Path(vmjob.__file__).parent if name == "vmjob" else Path(__import__(name).__file__ or "").parent
         shutil.copytree(source, packages / name, ignore=shutil.ignore_patterns("__pycache__"))
-    code = ("import sys; from pathlib import Path; from vmjob.image import micro; from vmjob.progress import Reporter\n"
+    code = ("import sys; from pathlib import Path; from vmjob.image.build import micro\n"
+            "from vmjob.core.progress import Reporter\n"
             "print(micro.build_micro(Path(sys.argv[1]), Reporter()).digest)")
     out = tmp_path / "out"
     out.mkdir()
@@ -130,10 +132,10 @@ def test_debian_twice_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Whatever environment it is built in: Debian's tools are Perl's, and fail with that option."""
     need("mmdebstrap", "qemu-img", "mkfs.ext4", "debugfs")
     (tmp_path / "r.yaml").write_text(RECIPE)
-    one = build.build(tmp_path / "r.yaml", tmp_path / "1", QUIET)
+    one = from_recipe.build(tmp_path / "r.yaml", tmp_path / "1", QUIET)
     monkeypatch.setenv("PERL5OPT", "-Mof_this_machine")
     monkeypatch.setenv("CONDOR_CONFIG", "/nonexistent")
-    two = build.build(tmp_path / "r.yaml", tmp_path / "2", QUIET)
+    two = from_recipe.build(tmp_path / "r.yaml", tmp_path / "2", QUIET)
     assert one == two == manifest.load(tmp_path / "1")
     assert one.user == "ana" and set(one.boot) == {Boot.JOB, Boot.SYSTEM}
     assert formats.inspect_disk(tmp_path / "1/disk.qcow2").virtual_size == 2 * 2**30
@@ -150,7 +152,7 @@ def test_failing_command_is_a_build_failure(tmp_path: Path) -> None:
     need("mmdebstrap", "qemu-img", "mkfs.ext4")
     (tmp_path / "r.yaml").write_text("name: x\ncommands: [echo doomed >&2, exit 3]\n")
     with pytest.raises(BuildFailed) as caught:
-        build.build(tmp_path / "r.yaml", tmp_path / "o", QUIET)
+        from_recipe.build(tmp_path / "r.yaml", tmp_path / "o", QUIET)
     assert "commands" in caught.value.message and "doomed" in caught.value.hint
     assert not (tmp_path / "o/manifest.yaml").exists()
     assert not [line for line in Path("/proc/mounts").read_text().splitlines() if "vmjob-build" in line]

@@ -27,16 +27,16 @@ from tests.ca import Ca, Pair, entry, image_list
 from tests.conftest import Cli, Done
 from vmjob.cli import list_fetch
 from vmjob.cli.main import main
-from vmjob.endorsement import Endorser
-from vmjob.errors import EndorsementRefused, ImageOutOfReach, Interrupted
+from vmjob.core.errors import EndorsementRefused, ImageOutOfReach, Interrupted
+from vmjob.core.model import Boot, ImageFile, Manifest
+from vmjob.core.progress import Reporter
 from vmjob.image import manifest as manifests
-from vmjob.image import smime, subscriptions, trust
-from vmjob.image.imagelist import ImageList
-from vmjob.image.trust import SignedList
-from vmjob.model import Boot, ImageFile, Manifest
-from vmjob.progress import Reporter
-from vmjob.stage import flow
-from vmjob.stage.flow import Patience
+from vmjob.image.trust import smime, subscriptions, verify
+from vmjob.image.trust.endorsement import Endorser
+from vmjob.image.trust.imagelist import ImageList
+from vmjob.image.trust.verify import SignedList
+from vmjob.stage.transfer import flow
+from vmjob.stage.transfer.flow import Patience
 
 pytestmark = pytest.mark.integration
 
@@ -429,7 +429,7 @@ def test_kill_at_any_instant_leaves_a_list_as_it_was_or_as_it_is(ca: Ca, tmp_pat
     every = {}
     for version in range(1, 13):
         message = ca.sign(image_list(ca.ada, [entry()], hv_version=str(version)))
-        every[str(version)] = (message, trust.verify_list(message, ca.certificates, time.time()))
+        every[str(version)] = (message, verify.verify_list(message, ca.certificates, time.time()))
     folder = tmp_path / "lists"
     subscriptions.follow(folder, "u", every["1"][1], every["1"][0], 1.0)
 

@@ -17,10 +17,10 @@ import pytest
 
 from tests import images
 from tests.conftest import Cli
-from vmjob import blockdev, fences, landlock, process
-from vmjob.errors import ImageRefused
+from vmjob.core import blockdev, fences, landlock, process
+from vmjob.core.errors import ImageRefused
+from vmjob.core.landlock import Fence
 from vmjob.image import formats
-from vmjob.landlock import Fence
 
 pytestmark = pytest.mark.integration
 

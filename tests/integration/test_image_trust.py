@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from tests.ca import Ca, Pair, entry, image_list
-from vmjob.errors import EndorsementRefused, JobError
-from vmjob.image import authorities, smime, trust, x509
+from vmjob.core.errors import EndorsementRefused, JobError
+from vmjob.core.model import Boot, ImageFile, Manifest
+from vmjob.image.trust import authorities, smime, verify, x509
 from vmjob.manifests import manifest_to_dict
-from vmjob.model import Boot, ImageFile, Manifest
 
 pytestmark = pytest.mark.integration
 
@@ -34,13 +34,13 @@ def own(name: str = "one", manifest: Manifest = ONE, **changed: Any) -> dict[str
 
 def refused(ca: Ca, message: bytes, when: float = 0.0) -> str:
     with pytest.raises(EndorsementRefused) as wrong:
-        trust.verify_list(message, ca.certificates, when or now())
+        verify.verify_list(message, ca.certificates, when or now())
     assert wrong.value.hint
     return wrong.value.message
 
 
 def test_a_good_list(ca: Ca) -> None:
-    found = trust.verify_list(ca.sign(image_list(ca.ada, [entry(), own("two")])), ca.certificates, now())
+    found = verify.verify_list(ca.sign(image_list(ca.ada, [entry(), own("two")])), ca.certificates, now())
     assert (found.endorser.dn, found.endorser.ca) == (ca.ada.dn, ca.root.dn)
     assert now() < found.expires < now() + 2 * 86400 < found.certificate_expires
     image = found.listing.by_digest(ONE.digest)
@@ -56,7 +56,7 @@ def test_what_other_tools_sign_is_read(ca: Ca, command: str, words: tuple[str, .
     text = json.dumps({"hv:imagelist": image_list(ca.ada, [entry()])}, indent=4).encode() + b"\n\n"
     message = ca.openssl(command, "-sign", "-signer", ca.ada.cert, "-inkey", ca.ada.key, *words, stdin=text)
     message = message.replace(b"\r\n", b"\n").replace(b"\n", breaks)
-    assert trust.verify_list(message, ca.certificates, now()).listing.identifier == "list-1"
+    assert verify.verify_list(message, ca.certificates, now()).listing.identifier == "list-1"
 
 
 def test_what_we_sign_is_read_by_other_tools(ca: Ca) -> None:
@@ -66,7 +66,7 @@ def test_what_we_sign_is_read_by_other_tools(ca: Ca) -> None:
     for command in ("smime", "cms"):
         read = ca.openssl(command, "-verify", "-CApath", ca.certificates, "-purpose", "any", stdin=message)
         assert json.loads(read) == json.loads(text)
-    assert trust.verify_list(message, ca.certificates, now()).listing.version == "1"
+    assert verify.verify_list(message, ca.certificates, now()).listing.version == "1"
 
 
 def test_a_key_of_somebody_else_signs_nothing(ca: Ca, tmp_path: Path) -> None:
@@ -110,14 +110,14 @@ def test_authorities_come_from_the_folder_alone(ca: Ca, tmp_path: Path, monkeypa
 
 def test_no_folder_of_authorities(ca: Ca, tmp_path: Path) -> None:
     with pytest.raises(EndorsementRefused, match="no such folder of trusted authorities"):
-        trust.verify_list(ca.sign(image_list(ca.ada)), tmp_path / "none", now())
+        verify.verify_list(ca.sign(image_list(ca.ada)), tmp_path / "none", now())
     with pytest.raises(EndorsementRefused, match="not known here"):
-        trust.verify_list(ca.sign(image_list(ca.ada)), tmp_path, now())
+        verify.verify_list(ca.sign(image_list(ca.ada)), tmp_path, now())
 
 
 def test_a_chain(ca: Ca) -> None:
     bob = ca.issue("/DC=org/DC=example/CN=Bob", ca.middle, chain=(ca.middle,))
-    assert trust.verify_list(ca.sign(image_list(bob), bob), ca.certificates, now()).endorser.ca == ca.middle.dn
+    assert verify.verify_list(ca.sign(image_list(bob), bob), ca.certificates, now()).endorser.ca == ca.middle.dn
     alone = ca.issue("/DC=org/DC=example/CN=Bob", ca.middle)
     assert "CN=Middle CA, which certified" in refused(ca, ca.sign(image_list(alone), alone))
     lower = ca.issue("/DC=org/DC=example/CN=Lower CA", ca.middle, extensions="ca")
@@ -140,24 +140,24 @@ def test_an_authority_is_a_certificate_and_no_name(tmp_path: Path) -> None:
     bob = ca.issue("/DC=org/DC=example/CN=Bob", lower, chain=(lower, false))
     ca.policy(ca.root, "*")
     assert "another authority of the name" in refused(ca, ca.sign(image_list(bob), bob))
-    assert trust.verify_list(ca.sign(image_list(ca.ada)), ca.certificates, now())
+    assert verify.verify_list(ca.sign(image_list(ca.ada)), ca.certificates, now())
 
 
 def test_an_authority_that_comes_with_the_message_is_named_by_the_one_above(tmp_path: Path) -> None:
     ca = Ca(tmp_path / "ca", 0)
     bob = ca.issue("/DC=org/DC=example/CN=Bob", ca.middle, chain=(ca.middle,))
     message, policy = ca.sign(image_list(bob), bob), ca.policy(ca.root, "/DC=org/DC=example/*")
-    assert trust.verify_list(message, ca.certificates, now())
+    assert verify.verify_list(message, ca.certificates, now())
     policy.unlink()
     assert f"{ca.middle.dn} is not in {ca.certificates}, and {ca.root.dn}, which certified it, has no" in refused(
         ca, message)
     ca.trust(ca.middle)
-    assert trust.verify_list(message, ca.certificates, now())
+    assert verify.verify_list(message, ca.certificates, now())
     renewed = ca.issue(ca.middle.dn, ca.root, extensions="ca")  # the same name with a new key, beside the old one
     ca.trust(renewed)
     carl = ca.issue("/DC=org/DC=example/CN=Carl", renewed)
     for one in (bob, carl):
-        assert trust.verify_list(ca.sign(image_list(one), one), ca.certificates, now())
+        assert verify.verify_list(ca.sign(image_list(one), one), ca.certificates, now())
 
 
 def test_somebody_who_is_no_authority_certifies_nobody(ca: Ca) -> None:
@@ -173,7 +173,7 @@ def test_dates_of_certificates(ca: Ca) -> None:
     new = ca.issue("/DC=org/DC=example/CN=New", ca.root, begins=now() + 9 * 86400, ends=now() + 20 * 86400)
     assert "does not hold: certificate is not yet valid" in refused(ca, ca.sign(image_list(new), new))
     short = ca.issue("/DC=org/DC=example/CN=Short", ca.root, ends=now() + 1000)
-    assert abs(trust.verify_list(ca.sign(image_list(short), short), ca.certificates, now()).expires - now() - 1000) < 2
+    assert abs(verify.verify_list(ca.sign(image_list(short), short), ca.certificates, now()).expires - now() - 1000) < 2
 
 
 @pytest.mark.parametrize("md", ["sha1", "md5"])
@@ -189,7 +189,7 @@ def test_a_root_may_have_signed_itself_with_sha1(ca: Ca) -> None:
     root = ca.authority("/DC=org/CN=Old root", md="sha1")
     ca.trust(root)
     one = ca.issue("/DC=org/CN=One", root)
-    assert trust.verify_list(ca.sign(image_list(one), one), ca.certificates, now()).endorser.ca == root.dn
+    assert verify.verify_list(ca.sign(image_list(one), one), ca.certificates, now()).endorser.ca == root.dn
 
 
 def test_short_keys(ca: Ca) -> None:
@@ -199,7 +199,7 @@ def test_short_keys(ca: Ca) -> None:
 
 def test_host_certificates_may_sign(ca: Ca) -> None:
     host = ca.issue("/DC=org/DC=example/CN=appdb.example.org", ca.root, extensions="host")
-    assert trust.verify_list(ca.sign(image_list(host), host), ca.certificates, now())
+    assert verify.verify_list(ca.sign(image_list(host), host), ca.certificates, now())
 
 
 # ---------------------------------------------------------------- revocation, namespaces
@@ -211,10 +211,10 @@ def test_revocation(tmp_path: Path) -> None:
     ada, bobs = ca.sign(image_list(ca.ada)), ca.sign(image_list(bob), bob)
     ca.revocations(ca.root)
     for message in (ada, bobs):  # the list of middle's is missing: that of root counts all the same
-        trust.verify_list(message, ca.certificates, now())
+        verify.verify_list(message, ca.certificates, now())
     ca.revocations(ca.root, ca.ada)
     assert f"the certificate of {ca.ada.dn} was revoked by {ca.root.dn}" in refused(ca, ada)
-    trust.verify_list(bobs, ca.certificates, now())
+    verify.verify_list(bobs, ca.certificates, now())
     ca.revocations(ca.root, ca.middle)
     assert f"the certificate of {ca.middle.dn} was revoked" in refused(ca, bobs)
 
@@ -238,7 +238,7 @@ def test_a_revoked_authority_does_not_hide(tmp_path: Path, monkeypatch: pytest.M
     eve = ca.issue("/DC=org/DC=example/CN=Eve", spelt, chain=(ca.middle,))
     assert f"the certificate of {ca.middle.dn} was revoked" in refused(ca, ca.sign(image_list(eve), eve))
     (ca.certificates / f"{ca.hash(ca.root)}.r0").unlink()
-    assert trust.verify_list(ca.sign(image_list(bob), bob), ca.certificates, now())
+    assert verify.verify_list(ca.sign(image_list(bob), bob), ca.certificates, now())
     monkeypatch.setattr(authorities, "_LOOKED_AT", 1)
     assert "more than 1 certificates" in refused(ca, ca.sign(image_list(bob), bob))
 
@@ -262,7 +262,7 @@ def test_what_an_authority_may_certify(tmp_path: Path) -> None:
     policy, message = ca.certificates / f"{ca.hash(ca.root)}.signing_policy", ca.sign(image_list(ca.ada))
     policy.write_text(f" access_id_CA X509 '{ca.root.dn}'\n pos_rights globus CA:sign\n"
                       " cond_subjects globus '\"/DC=org/DC=example/*\" \"/C=DE/*\"'\n")
-    assert trust.verify_list(message, ca.certificates, now())
+    assert verify.verify_list(message, ca.certificates, now())
     policy.write_text(f"access_id_CA X509 '{ca.root.dn}'\npos_rights globus CA:sign\n"
                       "cond_subjects globus '\"/DC=org/DC=other/*\"'\n")
     assert "may not certify the name /DC=org/DC=example/CN=Ada Lovelace" in refused(ca, message)
@@ -440,7 +440,7 @@ def test_endorsements_and_why_others_are_none(ca: Ca, tmp_path: Path) -> None:
     for name, body in lists.items():
         (tmp_path / name).write_bytes(ca.sign(body))
         paths.append(tmp_path / name)
-    found, reasons = trust.endorsements(ONE, [*paths, tmp_path / "none"], ca.certificates, now())
+    found, reasons = verify.endorsements(ONE, [*paths, tmp_path / "none"], ca.certificates, now())
     assert len(found) == 1 and len(reasons) == len(paths)
     assert (found[0].digest, found[0].image, found[0].tested, found[0].group) == (
         ONE.digest, "id-one", 1700000000.0, "General group")
@@ -455,7 +455,7 @@ def test_endorsements_and_why_others_are_none(ca: Ca, tmp_path: Path) -> None:
 def test_hundred_thousand_images(ca: Ca) -> None:
     """That it works; how fast: bench/lists.py."""
     images = [{"dc:identifier": str(number), "hv:uri": f"https://example.org/{number}"} for number in range(99_999)]
-    found = trust.verify_list(ca.sign(image_list(ca.ada, [*images, own("last")])), ca.certificates, now())
+    found = verify.verify_list(ca.sign(image_list(ca.ada, [*images, own("last")])), ca.certificates, now())
     last = found.listing.by_digest(ONE.digest)
     assert last and last.identifier == "id-last" and len(found.listing.entries) == 100_000
 

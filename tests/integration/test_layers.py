@@ -18,13 +18,15 @@ import pytest
 
 from tests import images
 from tests.conftest import ROOT, Cli
-from vmjob import blockdev, process
-from vmjob.errors import HostError, ImageCorrupt, ScratchFull
-from vmjob.image import apply, chain, delta, layering, nbd, qcow2
+from vmjob.core import blockdev, process
+from vmjob.core.errors import HostError, ImageCorrupt, ScratchFull
+from vmjob.core.model import Image, ImageFile
+from vmjob.core.progress import Reporter
 from vmjob.image import manifest as manifests
-from vmjob.image.store import Store
-from vmjob.model import Image, ImageFile
-from vmjob.progress import Reporter
+from vmjob.image.build import layer as layering
+from vmjob.image.layers import apply, delta, nbd, qcow2
+from vmjob.image.store import chain
+from vmjob.image.store.images import Store
 
 pytestmark = pytest.mark.integration
 
@@ -277,8 +279,8 @@ OPEN = """
 import sys
 from pathlib import Path
 from vmjob.image import apply
-from vmjob.image.store import Store
-from vmjob.progress import Reporter
+from vmjob.image.store.images import Store
+from vmjob.core.progress import Reporter
 root, name, spare, stop = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
 if stop:
     def hang(*args):

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Cli
-from vmjob.nodead import from_json
-from vmjob.runs import Seen, survey
+from vmjob.ads.node_ad import from_json
+from vmjob.slot.register import Seen, survey
 
 pytestmark = pytest.mark.integration
 

@@ -14,14 +14,14 @@ import yaml
 
 from tests.ca import Ca, Pair, entry, image_list
 from tests.conftest import Cli, Done, result_of
-from vmjob import config
-from vmjob.admission import admit
-from vmjob.errors import PolicyBroken
-from vmjob.image.subscriptions import follow
-from vmjob.image.trust import verify_list
+from vmjob.core import config
+from vmjob.core.errors import PolicyBroken
+from vmjob.core.model import Boot, ImageFile, Job, Manifest, Payload, Slot
+from vmjob.core.result import Decision
+from vmjob.image.trust.subscriptions import follow
+from vmjob.image.trust.verify import verify_list
 from vmjob.manifests import manifest_to_dict
-from vmjob.model import Boot, ImageFile, Job, Manifest, Payload, Slot
-from vmjob.result import Decision
+from vmjob.policy.admission import admit
 
 pytestmark = pytest.mark.integration
 

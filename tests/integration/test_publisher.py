@@ -19,11 +19,11 @@ import yaml
 
 from tests.ca import Ca, Pair, entry, image_list
 from tests.conftest import ROOT, Done
-from vmjob import nodead
-from vmjob.image import subscriptions, trust
+from vmjob.ads import node_ad
+from vmjob.ads.site_ad import KVM, NodeAd
+from vmjob.core.model import Boot, ImageFile, Manifest
+from vmjob.image.trust import subscriptions, verify
 from vmjob.manifests import manifest_to_dict
-from vmjob.model import Boot, ImageFile, Manifest
-from vmjob.sitead import KVM, NodeAd
 
 pytestmark = pytest.mark.integration
 
@@ -60,7 +60,7 @@ class Publisher:
         (self.folder / "site.yaml").write_text(yaml.safe_dump(body))
 
     def node(self, ad: NodeAd) -> None:
-        (self.folder / "nodes" / f"{ad.machine}.json").write_text(json.dumps(nodead.to_json(ad)))
+        (self.folder / "nodes" / f"{ad.machine}.json").write_text(json.dumps(node_ad.to_json(ad)))
 
     def policy(self, **changed: Any) -> None:
         body = {"endorsers": {"ada": {"dn": self.ca.ada.dn, "ca": self.ca.ada.ca}},
@@ -76,7 +76,7 @@ class Publisher:
                   **changed: Any) -> subscriptions.Subscription:
         """As vmjob image subscribe does."""
         message = self.ca.sign(image_list(by or self.ca.ada, images, **changed), by)
-        signed = trust.verify_list(message, self.ca.certificates, time.time(), expired=True)
+        signed = verify.verify_list(message, self.ca.certificates, time.time(), expired=True)
         return subscriptions.follow(self.folder / "lists", "https://example.org/list", signed, message, time.time())
 
     def __call__(self, *words: Any) -> Done:

@@ -12,7 +12,7 @@ from tests import images
 from tests.bare import root
 from tests.conftest import Cli, result_of
 from tests.integration.test_payload_runs import JOB
-from vmjob.pyz import carried_pyz
+from vmjob.job.pyz import carried_pyz
 
 pytestmark = [pytest.mark.integration, pytest.mark.image]
 

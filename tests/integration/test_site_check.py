@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tests.ca import Ca
 from tests.conftest import Cli
-from vmjob import nodecheck
-from vmjob.vm.doctor import FAILURE, OK, WARNING, Check
+from vmjob.node import check as nodecheck
+from vmjob.node.doctor import FAILURE, OK, WARNING, Check
 
 
 def authorities(place: Path, needed: bool = True) -> list[Check]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Cli, Done
-from vmjob.node import enabling, plan
+from vmjob.node.enable import apply, plan
 from vmjob.node.tree import Tree
 
 PASSWD = """root:x:0:0::/root:/bin/bash
@@ -123,9 +123,9 @@ def test_a_mistake_changes_nothing(vmjob: Run, tree: Path, words: tuple[str, ...
 
 def steps(tree: Path, undo: bool = False) -> list[Callable[[], object]]:
     """What enable (or disable) would do in this tree, step by step."""
-    state = enabling.look(Tree(tree), "vmjob", enabling.startd_text(Tree(tree)), [])
+    state = apply.look(Tree(tree), "vmjob", apply.startd_text(Tree(tree)), [])
     wanted = plan.disable(state) if undo else plan.enable(state, "vmjob", ["alice", "condor"])
-    return list(enabling.actions(Tree(tree), wanted))
+    return list(apply.actions(Tree(tree), wanted))
 
 
 def walk(todo: list[Callable[[], object]]) -> None:

@@ -21,7 +21,7 @@ import pytest
 from tests.conftest import ROOT, Cli
 from tests.integration.test_site_enable import PASSWD, content, ordinary
 from vmjob.cli.main import main
-from vmjob.image.uses import Uses
+from vmjob.image.store.uses import Uses
 from vmjob.node import wipe
 
 pytestmark = pytest.mark.integration

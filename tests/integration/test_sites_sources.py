@@ -16,8 +16,8 @@ from cemon_publisher.example import example
 
 from tests.conftest import Cli
 from tests.servers import faults, good, status
-from vmjob import sitead
-from vmjob.site_errors import SitesRefused, SitesUnreachable
+from vmjob.ads import site_ad
+from vmjob.core.site_errors import SitesRefused, SitesUnreachable
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
 
@@ -33,7 +33,7 @@ def cli(tmp_path: Path) -> Cli:
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     path = tmp_path / "site.json"
-    path.write_text(json.dumps(sitead.to_json(example(int(time.time())))))
+    path.write_text(json.dumps(site_ad.to_json(example(int(time.time())))))
     return path
 
 
@@ -234,7 +234,7 @@ def test_a_collector_that_hangs_does_not_either(cli: Cli, site: Path) -> None:
 
 def test_what_a_source_said_last_serves_while_it_is_down(cli: Cli, site: Path) -> None:
     ad = example(int(time.time()))
-    with faults(json.dumps(sitead.to_json(ad)).encode(), good) as server:
+    with faults(json.dumps(site_ad.to_json(ad)).encode(), good) as server:
         first = cli("sites", "--from", server.url, "--json")
         assert [one["stale"] for one in first.json["sites"]] == [False]
         assert cli("sites", "--from", server.url).status == 0
@@ -249,7 +249,7 @@ def test_what_a_source_said_last_serves_while_it_is_down(cli: Cli, site: Path) -
 
 def test_what_has_expired_is_left_out(cli: Cli, site: Path) -> None:
     now = int(time.time())
-    site.write_text(json.dumps(sitead.to_json(replace(example(now), created=now - 7200, expires=now - 3600))))
+    site.write_text(json.dumps(site_ad.to_json(replace(example(now), created=now - 7200, expires=now - 3600))))
     done = cli("sites", "--from", site)
     assert done.status == 0
     assert b"no site is known" in done.out

@@ -18,11 +18,11 @@ import pytest
 from tests import servers
 from tests.conftest import Cli
 from tests.servers import Server
-from vmjob.errors import StageOutFailed
-from vmjob.result import Result, Staged
-from vmjob.resultfile import keep_result
-from vmjob.stage import out
-from vmjob.stage.patience import PATIENCE
+from vmjob.core.errors import StageOutFailed
+from vmjob.core.result import Result, Staged
+from vmjob.run.result_file import keep_result
+from vmjob.stage.transfer import send as out
+from vmjob.stage.transfer.patience import PATIENCE
 
 pytestmark = pytest.mark.integration
 

@@ -23,13 +23,13 @@ import pytest
 from tests import servers
 from tests.conftest import ROOT, Cli
 from tests.servers import Authority, authority, faults, good, nginx, status, xrootd
-from vmjob.errors import ChirpFailed, ImageCorrupt, ImageOutOfReach, Interrupted, VmjobError
-from vmjob.image.transfer import receive_file
-from vmjob.model import Boot, Fetch, ImageFile, Manifest
-from vmjob.pyz import carried_pyz
-from vmjob.stage.patience import Patience
-from vmjob.stage.sources import Changed, fetcher
-from vmjob.stage.web import Web
+from vmjob.core.errors import ChirpFailed, ImageCorrupt, ImageOutOfReach, Interrupted, VmjobError
+from vmjob.core.model import Boot, Fetch, ImageFile, Manifest
+from vmjob.image.store.copy import receive_file
+from vmjob.job.pyz import carried_pyz
+from vmjob.stage.transfer.fetch import Changed, fetcher
+from vmjob.stage.transfer.http import Web
+from vmjob.stage.transfer.patience import Patience
 
 pytestmark = pytest.mark.integration
 
@@ -237,7 +237,7 @@ stat -c %s "$2" >{tmp_path}/brought
 
 
 def test_a_node_without_htcondor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmjob.process.which", lambda name: None)
+    monkeypatch.setattr("vmjob.core.process.which", lambda name: None)
     assert "no HTCondor whose plug-ins" in refused("condor:s3://bucket/").message
     assert "neither xrdcp nor gfal-copy is installed" in refused("root://host//x").message
 
@@ -247,9 +247,9 @@ def test_from_within_the_pyz_over_https(folder: Path, tmp_path: Path) -> None:
     made = authority(tmp_path / "ca")
     shutil.copy(carried_pyz(), tmp_path / "vmjob.pyz")
     code = """import hashlib, os, sys
-from vmjob.model import Boot, ImageFile, Manifest
+from vmjob.core.model import Boot, ImageFile, Manifest
 from vmjob.stage import web
-from vmjob.stage.sources import fetcher
+from vmjob.stage.transfer.fetch import fetcher
 import certifi
 assert ".pyz" in web.__file__ and ".pyz" in certifi.__file__
 file = ImageFile("disk", "disk.raw", "raw", int(sys.argv[2]), "0" * 64)
@@ -796,10 +796,10 @@ def test_a_consumer_that_fails_leaves_nothing_running() -> None:
 def test_a_full_disk(tmp_path: Path) -> None:
     code = """import sys
 from pathlib import Path
-from vmjob.errors import ScratchFull
-from vmjob.image.transfer import receive_file
-from vmjob.model import Boot, ImageFile, Manifest
-from vmjob.stage.sources import fetcher
+from vmjob.core.errors import ScratchFull
+from vmjob.image.store.copy import receive_file
+from vmjob.core.model import Boot, ImageFile, Manifest
+from vmjob.stage.transfer.fetch import fetcher
 file = ImageFile("disk", "disk.raw", "raw", int(sys.argv[2]), "0" * 64)
 fetch = fetcher(Manifest("one", (file,), (Boot.DISK,), sources=(sys.argv[1],)), timeout=30)
 def filling(file, start):

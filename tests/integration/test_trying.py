@@ -15,8 +15,8 @@ from tests import images
 from tests.ca import Ca, entry, image_list
 from tests.conftest import ROOT, Cli, Done
 from tests.integration.test_failures import failed
-from vmjob.image.imagelist import MANIFEST
-from vmjob.image.store import Store
+from vmjob.image.store.images import Store
+from vmjob.image.trust.imagelist import MANIFEST
 from vmjob.manifests import manifest_to_dict
 
 pytestmark = pytest.mark.integration

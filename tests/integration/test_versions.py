@@ -16,7 +16,7 @@ import pytest
 
 import vmjob
 from tests.conftest import ROOT, Cli, result_of
-from vmjob import spool
+from vmjob.accounting import spool
 
 pytestmark = pytest.mark.integration
 

@@ -16,9 +16,9 @@ from typing import Any, Callable
 
 import pytest
 
-from vmjob import process
-from vmjob.errors import QemuFailed, ScratchFull
-from vmjob.model import Boot, Network, QemuInfo, VmSpec
+from vmjob.core import process
+from vmjob.core.errors import QemuFailed, ScratchFull
+from vmjob.core.model import Boot, Network, QemuInfo, VmSpec
 from vmjob.vm import cmdline, disks, firmware, net, probe, probe_guest
 from vmjob.vm import machine as vm_machine
 from vmjob.vm.machine import Machine

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from vmjob import process
-from vmjob.errors import ScratchFull, VmjobError
-from vmjob.image import cpio
-from vmjob.image.micro import build_micro
-from vmjob.model import Boot, Network, QemuInfo, VmSpec
-from vmjob.progress import Reporter
+from vmjob.core import process
+from vmjob.core.errors import ScratchFull, VmjobError
+from vmjob.core.model import Boot, Network, QemuInfo, VmSpec
+from vmjob.core.progress import Reporter
+from vmjob.image.build import cpio
+from vmjob.image.build.micro import build_micro
 from vmjob.vm import cmdline, net, probe
 from vmjob.vm.machine import Machine
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 from tests.site import hosts
 from tests.site.layout import HOSTS, USERS, Host
-from vmjob.pyz import carried_pyz
+from vmjob.job.pyz import carried_pyz
 
 USER = "ada"
 PORT = 2170

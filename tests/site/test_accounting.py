@@ -17,7 +17,7 @@ from tests.site.jobs import eventually, tool
 from tests.site.layout import HOSTS, NODE_CACHE
 from tests.site.site import Site
 from tests.site.test_submit import Vmjob
-from vmjob.spool import FOLDERS
+from vmjob.accounting.spool import FOLDERS
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(180)]
 

@@ -20,7 +20,7 @@ from tests.site.jobs import eventually
 from tests.site.pool import Pool
 from tests.site.site import Site
 from tests.site.test_submit import Vmjob
-from vmjob.sitead import Element, Nodes, SiteAd, SiteImage, to_json
+from vmjob.ads.site_ad import Element, Nodes, SiteAd, SiteImage, to_json
 
 pytest.importorskip("classad2", reason="needs HTCondor's Python bindings: pip install htcondor")
 classad = pytest.importorskip("cemon_publisher.render.classad")
@@ -31,7 +31,7 @@ GIB = 2**30
 CHECK = """\
 import sys
 from vmjob.batch import reach, targets
-from vmjob.progress import Reporter
+from vmjob.core.progress import Reporter
 reach.check(targets.at(sys.argv[1]), Reporter(), float(sys.argv[2]))
 """
 

@@ -26,7 +26,7 @@ ATTACH = textwrap.dedent("""
     from vmjob.batch.jobs import JobId, JobInfo, State
     from vmjob.batch.pool import Pool
     from vmjob.batch.targets import Place
-    from vmjob.errors import VmjobError
+    from vmjob.core.errors import VmjobError
 
     pool = Pool(Place(sys.argv[1], "ce.vmjob.test"))
     job = JobInfo(JobId(int(sys.argv[2]), 0), "a job", State.RUNNING)

@@ -22,7 +22,7 @@ from tests.site import bdii as place
 from tests.site import hosts
 from tests.site.bdii import Bdii
 from tests.site.site import Site
-from vmjob.sitead import NodeAd, SiteAd, to_json
+from vmjob.ads.site_ad import NodeAd, SiteAd, to_json
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(120)]
 

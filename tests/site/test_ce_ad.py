@@ -12,7 +12,7 @@ import pytest
 from tests.site.jobs import eventually
 from tests.site.layout import HOSTS
 from tests.site.site import Site
-from vmjob.sitead import SiteImage
+from vmjob.ads.site_ad import SiteImage
 
 classad2 = pytest.importorskip("classad2", reason="needs HTCondor's Python bindings: pip install htcondor")
 publisher = pytest.importorskip("cemon_publisher.example")

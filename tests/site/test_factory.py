@@ -27,7 +27,7 @@ from tests.site.site import Site
 from tests.site.test_submit import Vmjob
 from tests.site.tokens import GLIDEIN_TOKEN
 from tests.site.vo import Queue
-from vmjob.pool_errors import PoolFull
+from vmjob.core.pool_errors import PoolFull
 
 pytestmark = [pytest.mark.site, pytest.mark.glidein, pytest.mark.timeout(240)]
 

@@ -15,10 +15,10 @@ from tests.site import web
 from tests.site.pool import Pool
 from tests.site.site import Site
 from tests.site.test_submit import Vmjob
-from vmjob.files import hash_file
+from vmjob.core.files import hash_file
+from vmjob.core.model import Manifest
 from vmjob.image import manifest as manifests
-from vmjob.image.cpio import Tree
-from vmjob.model import Manifest
+from vmjob.image.build.cpio import Tree
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(240)]
 

@@ -18,8 +18,8 @@ from tests.site.jobs import eventually
 from tests.site.layout import DAEMON_USER, HOSTS, NODE_CACHE
 from tests.site.site import Site
 from tests.site.test_submit import TARGETS, Vmjob
-from vmjob.nodead import from_json
-from vmjob.sitead import NodeAd
+from vmjob.ads.node_ad import from_json
+from vmjob.ads.site_ad import NodeAd
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(180)]
 
@@ -37,7 +37,7 @@ exec /usr/bin/qemu-system-x86_64 "$@"
 ASK = """
 import json, sys
 import htcondor2
-from vmjob.nodead import ADVERTISED, PROJECTION, nodes_of, to_json
+from vmjob.ads.node_ad import ADVERTISED, PROJECTION, nodes_of, to_json
 ads = htcondor2.Collector(sys.argv[1]).query(htcondor2.AdType.Startd, ADVERTISED, list(PROJECTION))
 print(json.dumps(list(map(to_json, nodes_of(ads)))))
 """

@@ -16,7 +16,7 @@ from tests.site.jobs import eventually, running
 from tests.site.layout import NODES
 from tests.site.site import Site
 from tests.site.test_submit import Vmjob
-from vmjob import classads
+from vmjob.core import classads
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(180)]
 

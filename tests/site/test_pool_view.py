@@ -13,8 +13,8 @@ from tests.site import hosts
 from tests.site.jobs import eventually
 from tests.site.layout import HOSTS, NODES
 from tests.site.site import Site
-from vmjob.nodead import node_ad_lines
-from vmjob.sitead import NodeAd
+from vmjob.ads.node_ad import node_ad_lines
+from vmjob.ads.site_ad import NodeAd
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(120)]
 

@@ -20,8 +20,8 @@ from tests.conftest import ROOT, Done
 from tests.site.jobs import eventually
 from tests.site.layout import NODES
 from tests.site.site import Site
-from vmjob.nodead import node_ad_lines
-from vmjob.sitead import KVM, NodeAd
+from vmjob.ads.node_ad import node_ad_lines
+from vmjob.ads.site_ad import KVM, NodeAd
 
 # looked for, not imported: that would decide by which configuration all tests of this process go
 pytestmark = [pytest.mark.site, pytest.mark.timeout(120), pytest.mark.skipif(

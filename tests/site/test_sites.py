@@ -15,8 +15,8 @@ from tests.conftest import Cli, Done
 from tests.site import slapd
 from tests.site.jobs import eventually
 from tests.site.site import Site
-from vmjob import sitead
-from vmjob.sitead import Element, SiteAd, SiteImage
+from vmjob.ads import site_ad
+from vmjob.ads.site_ad import Element, SiteAd, SiteImage
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(120)]
 
@@ -49,7 +49,7 @@ def test_what_is_published_in_a_bdii_is_read_back(cli: Cli) -> None:
     with slapd.running(glue=glue2.render(ad), grid=glue1.render(ad)) as where:
         both = ask(cli, f"ldap://{where}", "--json")
         assert both.status == 0, both.err
-        assert [one["site"] for one in both.json["sites"]] == [json.loads(json.dumps(sitead.to_json(ad)))]
+        assert [one["site"] for one in both.json["sites"]] == [json.loads(json.dumps(site_ad.to_json(ad)))]
         assert both.json["notes"] == []
         of_grid = ask(cli, f"ldap://{where}/o=grid", "--json")
         assert of_grid.json["sites"][0]["site"]["vos"] == list(ad.vos)
@@ -146,7 +146,7 @@ def test_what_a_schedd_and_startds_say_is_read_back(cli: Cli, broken: Site) -> N
     def told() -> bool:
         done = cli("sites", "--json", "--fresh", "--from", sources[0], "--from", sources[1])
         assert done.status == 0, done.err
-        found.update({one["site"]["name"]: sitead.from_json(one["site"]) for one in done.json["sites"]})
+        found.update({one["site"]["name"]: site_ad.from_json(one["site"]) for one in done.json["sites"]})
         return len(found) == 2
 
     eventually(told, 40)

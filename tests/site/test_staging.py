@@ -12,15 +12,15 @@ import pytest
 from tests.site import hosts, web
 from tests.site.layout import HOSTS
 from tests.site.site import Site
-from vmjob.pyz import carried_pyz
+from vmjob.job.pyz import carried_pyz
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(120)]
 
 _CODE = """
 import hashlib, sys
-from vmjob.errors import VmjobError
-from vmjob.model import Boot, ImageFile, Manifest
-from vmjob.stage.sources import fetcher
+from vmjob.core.errors import VmjobError
+from vmjob.core.model import Boot, ImageFile, Manifest
+from vmjob.stage.transfer.fetch import fetcher
 file = ImageFile("disk", "disk.raw", "raw", int(sys.argv[1]), "0" * 64)
 for source in sys.argv[2:]:
     fetch = fetcher(Manifest("one", (file,), (Boot.DISK,), sources=(source,)), timeout=30)

@@ -7,8 +7,8 @@ import pytest
 from vmjob.batch.attach import command, failed, where
 from vmjob.batch.jobs import JobId, JobInfo, State
 from vmjob.batch.targets import Place
+from vmjob.core.pool_errors import JobsPending, JobUnknown, PoolError, PoolRefused
 from vmjob.guest.attach import Marks
-from vmjob.pool_errors import JobsPending, JobUnknown, PoolError, PoolRefused
 
 pytestmark = pytest.mark.unit
 

@@ -27,11 +27,11 @@ from vmjob.batch.nodes import Needs, Said
 from vmjob.batch.pool import Pool, named
 from vmjob.batch.targets import Place, Target
 from vmjob.cli import tables
-from vmjob.errors import JobError, VmjobError
-from vmjob.model import Accel, Boot, ImageFile, Job, Manifest, Resources
-from vmjob.parameters import parameters
-from vmjob.pool_errors import NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable
-from vmjob.submission import request_of
+from vmjob.core.errors import JobError, VmjobError
+from vmjob.core.model import Accel, Boot, ImageFile, Job, Manifest, Resources
+from vmjob.core.pool_errors import NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable
+from vmjob.job.parameters import parameters
+from vmjob.submit.submission import request_of
 
 pytestmark = pytest.mark.unit
 MIB = 2**20

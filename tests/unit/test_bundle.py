@@ -21,13 +21,13 @@ from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
 from tests.unit.test_payload import make
-from vmjob import bundle, pyz_build
-from vmjob import pyz as pyz_file
-from vmjob.errors import FolderBusy, HostError, JobError
-from vmjob.model import Payload
-from vmjob.payload import read_payload
-from vmjob.progress import Reporter
-from vmjob.slot.scratch import claim
+from vmjob.core.errors import FolderBusy, HostError, JobError
+from vmjob.core.model import Payload
+from vmjob.core.progress import Reporter
+from vmjob.core.scratch import claim
+from vmjob.job import bundle, pyz_build
+from vmjob.job import pyz as pyz_file
+from vmjob.job.payload import read_payload
 
 pytestmark = pytest.mark.unit
 
@@ -117,7 +117,7 @@ def test_cut_short_is_said_in_one_line(pyz: Path, tmp_path: Path, monkeypatch: p
 
 
 MODULES = ["vmjob.payload", "vmjob.slotrun", "vmjob.chirp", "vmjob.bundle", "vmjob.pyz",
-           "vmjob.stage.archive", "vmjob.slot.limits", "vmjob.slot.scratch", "yaml",
+           "vmjob.stage.archive", "vmjob.slot.detect", "vmjob.core.scratch", "yaml",
            "qemu.qmp", "requests", "charset_normalizer", "tqdm", "pycdlib", "fastjsonschema", "htchirp"]
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from vmjob import chirp
-from vmjob.chirp import Chirp, literal
-from vmjob.errors import ChirpFailed, ImageMissing
+from vmjob.core.errors import ChirpFailed, ImageMissing
+from vmjob.slot import chirp
+from vmjob.slot.chirp import Chirp, literal
 
 pytestmark = pytest.mark.unit
 

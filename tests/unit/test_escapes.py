@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 from vmjob.cli import report, tables
-from vmjob.escapes import shown
+from vmjob.core.escapes import shown
 
 pytestmark = pytest.mark.unit
 

@@ -14,11 +14,14 @@ from typing import Any, Optional
 import classad2
 import pytest
 
-from vmjob.batch.demand import Demand, Wants, pool_at, schedds_of, size_of, workers
 from vmjob.batch.jobs import JobId, JobInfo, State, clusters_of
 from vmjob.batch.targets import Place
-from vmjob.errors import OutputRefused
-from vmjob.factory import (
+from vmjob.core.errors import OutputRefused
+from vmjob.core.glideins import reserved_memory
+from vmjob.core.pool_errors import PoolUnreachable
+from vmjob.core.progress import Reporter
+from vmjob.glidein.demand import Demand, Wants, pool_at, schedds_of, size_of, workers
+from vmjob.glidein.factory import (
     LONGEST_PAUSE,
     Counts,
     Limits,
@@ -33,11 +36,8 @@ from vmjob.factory import (
     pause,
     report,
 )
-from vmjob.glideins import reserved_memory
-from vmjob.logbook import STEADY, STOPPED, Ended, Logbook
-from vmjob.pool_errors import PoolUnreachable
-from vmjob.progress import Reporter
-from vmjob.submission import _unpack
+from vmjob.glidein.history import STEADY, STOPPED, Ended, Logbook
+from vmjob.submit.submission import _unpack
 
 pytestmark = pytest.mark.unit
 NOW = 1_800_000_000.0

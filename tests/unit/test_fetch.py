@@ -12,12 +12,12 @@ from typing import Any, Optional
 
 import pytest
 
-from vmjob import submission
 from vmjob.batch.condor import file_name
 from vmjob.batch.jobs import JobId, JobInfo, State
-from vmjob.pool_errors import TransferFailed
-from vmjob.progress import Reporter
-from vmjob.result import Result
+from vmjob.core.pool_errors import TransferFailed
+from vmjob.core.progress import Reporter
+from vmjob.core.result import Result
+from vmjob.submit import submission
 
 pytestmark = pytest.mark.unit
 
@@ -129,7 +129,7 @@ def test_result_json_stays_small() -> None:
     import jsonschema
 
     from tests.conftest import ROOT
-    from vmjob.result import Staged
+    from vmjob.core.result import Staged
 
     names = tuple(f"{'x' * 240}/{n:0249d}" for n in range(60_000))
     body = Result("j", "ok", 0, 0, outputs=names, staged=tuple(Staged(n, f"https://h/{n}", 1, "0" * 64) for n in names)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmjob.files import copy_sparse, hash_file, place, remove_tree, take_secret, write_secret
+from vmjob.core.files import copy_sparse, hash_file, place, remove_tree, take_secret, write_secret
 
 pytestmark = pytest.mark.unit
 

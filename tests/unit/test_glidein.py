@@ -11,9 +11,9 @@ from typing import Any, Optional
 
 import pytest
 
-from vmjob import tokens
 from vmjob.batch.targets import Target
-from vmjob.errors import (
+from vmjob.core import tokens
+from vmjob.core.errors import (
     ClockWrong,
     CondorFailed,
     CondorMissing,
@@ -23,14 +23,14 @@ from vmjob.errors import (
     VmjobError,
     WalltimeTooShort,
 )
-from vmjob.glideins import BOOT, DRAIN, Glidein, Times, Worked, times
+from vmjob.core.glideins import BOOT, DRAIN, Glidein, Times, Worked, times
+from vmjob.core.model import Boot, ImageFile, Job, Manifest, Payload, Slot
+from vmjob.core.schema import check
 from vmjob.guest import glidein as guest
-from vmjob.job import job_from
-from vmjob.model import Boot, ImageFile, Job, Manifest, Payload, Slot
-from vmjob.payload import payload_document, read_payload, write_payload
-from vmjob.schema import check
-from vmjob.submission import at_target
-from vmjob.submit import token_of
+from vmjob.job.file import job_from
+from vmjob.job.payload import payload_document, read_payload, write_payload
+from vmjob.job.resolve import token_of
+from vmjob.submit.submission import at_target
 
 pytestmark = pytest.mark.unit
 

@@ -16,8 +16,8 @@ from cemon_publisher.ldif import Entry, clean, distinct, identifier
 from cemon_publisher.render import glue1, glue2
 
 from tests.glue import HOSTILE, hostile_site, many
-from vmjob.errors import VmjobError
-from vmjob.sitead import SiteAd
+from vmjob.ads.site_ad import SiteAd
+from vmjob.core.errors import VmjobError
 
 pytestmark = pytest.mark.unit
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from vmjob.errors import AgentFailed
+from vmjob.core.errors import AgentFailed
+from vmjob.core.model import Granted, Job, Slot
 from vmjob.guest.channel import MAX_LINE, Channel, State, clean
 from vmjob.guest.script import control_lines, features, job_script
 from vmjob.guest.seed import agent_text, user_data, write_seed
-from vmjob.model import Granted, Job, Slot
 
 pytestmark = pytest.mark.unit
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_image_store import QUIET, _run_many, fork, image
-from vmjob import config
-from vmjob.errors import ImageCorrupt, ImageMissing, ImageOutOfReach, Interrupted, JobError, ScratchFull
-from vmjob.image import eviction, inventory, upkeep, uses
-from vmjob.image.blobs import Blobs
-from vmjob.image.stamps import identity
-from vmjob.image.store import Store
-from vmjob.image.uses import Uses
-from vmjob.model import ImageFile, Manifest
-from vmjob.progress import Reporter
+from vmjob.core import config
+from vmjob.core.errors import ImageCorrupt, ImageMissing, ImageOutOfReach, Interrupted, JobError, ScratchFull
+from vmjob.core.model import ImageFile, Manifest
+from vmjob.core.progress import Reporter
+from vmjob.image.store import check, eviction, inventory, uses
+from vmjob.image.store.blobs import Blobs
+from vmjob.image.store.images import Store
+from vmjob.image.store.stamps import identity
+from vmjob.image.store.uses import Uses
 
 pytestmark = pytest.mark.unit
 
@@ -310,10 +310,10 @@ def test_verify_names_and_removes_what_is_wrong(place: Path, tmp_path: Path) -> 
     with poisoned.open("r+b") as file:
         file.write(b"poison")
     store.blobs.stamps.make(poisoned.name, identity(poisoned))  # and somebody says that it was verified
-    assert not upkeep.verify(store.blobs, QUIET, keep=True)[0].removed and poisoned.exists()
-    found = upkeep.verify(store.blobs, QUIET)
+    assert not check.verify(store.blobs, QUIET, keep=True)[0].removed and poisoned.exists()
+    found = check.verify(store.blobs, QUIET)
     assert [(one.path, one.images, one.removed) for one in found] == [(poisoned, ("one",), True)]
-    assert not poisoned.exists() and not upkeep.verify(store.blobs, QUIET)
+    assert not poisoned.exists() and not check.verify(store.blobs, QUIET)
     fetch.fetched.clear()
     store.open(made[0], {}, QUIET, fetch)
     assert fetch.fetched == [str(tmp_path / "i/one/disk")]
@@ -343,11 +343,11 @@ def test_described(place: Path, tmp_path: Path) -> None:
     made, fetch = images(tmp_path / "i", "one", "other")
     store = fill(place, made, fetch)
     with Store(place).hold(made[1]):  # it shares a file with the first
-        told = upkeep.describe(store.blobs, inventory.survey(store.blobs)[0])
+        told = check.describe(store.blobs, inventory.survey(store.blobs)[0])
     assert told["verified"] and told["whole"] and not told["in_use"] and not told["pinned"] and told["name"] == "one"
     store.blobs.path(made[0].files[0].sha256).unlink()
     with Store(place).hold(made[0]):
-        told = upkeep.describe(store.blobs, inventory.survey(store.blobs)[0])
+        told = check.describe(store.blobs, inventory.survey(store.blobs)[0])
     assert told["in_use"] and not told["whole"]
 
 
@@ -493,7 +493,7 @@ def test_verify_leaves_what_is_made_meanwhile(place: Path, tmp_path: Path) -> No
     job.start()
     assert begun.wait(10)
     threading.Timer(0.05, end.set).start()  # verify waits by then, or has judged
-    assert not upkeep.verify(blobs, QUIET)
+    assert not check.verify(blobs, QUIET)
     job.join()
     assert (place / "derived/abc").read_bytes() == b"new"
 
@@ -504,7 +504,7 @@ def test_verify_does_not_let_go_of_what_a_job_holds(place: Path, tmp_path: Path)
     with Store(place, cache=True).hold(made[0]):
         store.blobs.path(digits).chmod(0o644)
         store.blobs.path(digits).write_bytes(b"poison")
-        assert upkeep.verify(store.blobs, QUIET)[0].in_use
+        assert check.verify(store.blobs, QUIET)[0].in_use
         store.open(made[0], {}, QUIET, fetch)
         assert not store.blobs.uses.free(digits)  # it is in use all the while
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from vmjob.image.cpio import Tree
+from vmjob.image.build.cpio import Tree
 
 pytestmark = pytest.mark.unit
 

@@ -15,12 +15,12 @@ from typing import Any, Optional
 
 import pytest
 
-from vmjob.errors import HostError, ImageCorrupt, ImageError, ImageRefused, ScratchFull
-from vmjob.image import compare, delta, nbd, qcow2
-from vmjob.image.delta import BLOCK, NEW, ZEROS, Runs
-from vmjob.image.nbd import MAX_READ
-from vmjob.model import ImageFile, Manifest
-from vmjob.progress import Bar
+from vmjob.core.errors import HostError, ImageCorrupt, ImageError, ImageRefused, ScratchFull
+from vmjob.core.model import ImageFile, Manifest
+from vmjob.core.progress import Bar
+from vmjob.image.layers import compare, delta, nbd, qcow2
+from vmjob.image.layers.delta import BLOCK, NEW, ZEROS, Runs
+from vmjob.image.layers.nbd import MAX_READ
 
 pytestmark = pytest.mark.unit
 
@@ -273,14 +273,14 @@ def test_the_layout_has_room_for_all(tmp_path: Path) -> None:
     [(n * 2**20, 2**20, ZEROS) for n in range(2**10)],
 ])
 def test_zeros_cost_nothing(tmp_path: Path, runs: list[tuple[int, int, int]]) -> None:
-    from vmjob.image import apply
+    from vmjob.image.layers import apply
 
     made = read(layer(tmp_path / "l", *runs, size=4 * 2**40), size=4 * 2**40)
     assert apply.becomes(made) < 17 * 2**20
 
 
 def test_zeros_that_are_copied_or_packed_are_not_written(tmp_path: Path) -> None:
-    from vmjob.image import apply
+    from vmjob.image.layers import apply
 
     piece = (b"x" * BLOCK + bytes(200 * BLOCK) + b"y" * BLOCK)
     made = read(layer(tmp_path / "l", (0, 202, NEW), size=300 * BLOCK, piece=piece), size=300 * BLOCK)
@@ -305,8 +305,8 @@ def test_little_cannot_become_much(tmp_path: Path) -> None:
 def test_room_is_made_for_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gib: int, asked: int) -> None:
     """A few bytes that become 4 TiB do not empty a cache that could not hold them; nor are they begun on a disk that
     they would fill but for less than a twentieth."""
-    from vmjob.image import chain
-    from vmjob.image.blobs import Blobs
+    from vmjob.image.store import chain
+    from vmjob.image.store.blobs import Blobs
 
     size, digest, room = 4 * 2**40, "a" * 64, []
     made = runs_of((0, 2**30, 0))
@@ -322,9 +322,9 @@ def test_room_is_made_for_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_key_for_each_chain(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vmjob import config
-    from vmjob.image.blobs import Blobs
-    from vmjob.image.chain import formats, places
+    from vmjob.core import config
+    from vmjob.image.store.blobs import Blobs
+    from vmjob.image.store.chain import formats, places
 
     def manifest(*digests: str, form: str = "vmdk", size: int = 1, top: int = 1) -> Manifest:
         files = tuple(ImageFile(f"layer{n}" if n else "disk", f"f{n}", "delta" if n else form, 1, digest,
@@ -344,9 +344,9 @@ def test_a_key_for_each_chain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_earlier_boots_left_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vmjob import config
-    from vmjob.image import chain
-    from vmjob.image.blobs import Blobs
+    from vmjob.core import config
+    from vmjob.image.store import chain
+    from vmjob.image.store.blobs import Blobs
 
     def made(name: str, days: int) -> Path:
         path = blobs.derive(name, lambda path: path.touch(), tmp_path)

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_image_store import QUIET, Counting, _run_many, fork, image, sources
-from vmjob import config, locks
-from vmjob.errors import ImageCorrupt, ImageOutOfReach, Interrupted, ScratchFull
-from vmjob.files import hash_file
-from vmjob.image import transfer
-from vmjob.image.store import Store
-from vmjob.model import ImageFile, Manifest
+from vmjob.core import config, locks
+from vmjob.core.errors import ImageCorrupt, ImageOutOfReach, Interrupted, ScratchFull
+from vmjob.core.files import hash_file
+from vmjob.core.model import ImageFile, Manifest
+from vmjob.image.store import copy
+from vmjob.image.store.images import Store
 
 pytestmark = pytest.mark.unit
 
@@ -122,7 +122,7 @@ def test_a_disk_that_fills_meanwhile_is_told(tmp_path: Path, monkeypatch: pytest
     def full(descriptor: int, data: memoryview, at: int) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr(transfer, "_write", full)
+    monkeypatch.setattr(copy, "_write", full)
     with pytest.raises(ScratchFull):
         Store(tmp_path / "c").open(one, {}, QUIET, fetch, tmp_path)
     assert not list((tmp_path / "c/tmp").iterdir()) and not (tmp_path / one.files[0].sha256).exists()
@@ -206,7 +206,7 @@ def test_zeros_become_holes(tmp_path: Path) -> None:
         for at in range(start, len(data), 2**16):
             yield data[at:at + 2**16]
 
-    transfer.receive_file(file, fetch, tmp_path / "disk")
+    copy.receive_file(file, fetch, tmp_path / "disk")
     assert (tmp_path / "disk").read_bytes() == data and (tmp_path / "disk").stat().st_blocks * 512 <= 2**17
 
 
@@ -220,7 +220,7 @@ def test_a_view_of_a_buffer_that_is_filled_anew(tmp_path: Path) -> None:
             buffer[:] = piece
             yield memoryview(buffer)
 
-    transfer.receive_file(file, fetch, tmp_path / "disk")
+    copy.receive_file(file, fetch, tmp_path / "disk")
     assert (tmp_path / "disk").read_bytes() == data
 
 
@@ -279,15 +279,15 @@ def test_killed_while_fetching(tmp_path: Path) -> None:
 def test_killed_while_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of the copy can be written by whoever fetches the rest."""
     one, fetch, store = image(tmp_path / "i"), Elsewhere(tmp_path / "i", tmp_path / "log"), Store(tmp_path / "c")
-    modes, real = [], transfer._write
+    modes, real = [], copy._write
 
     def written(descriptor: int, data: memoryview, at: int) -> None:
         modes.append(os.fstat(descriptor).st_mode & 0o777)
         real(descriptor, data, at)
 
-    monkeypatch.setattr(transfer, "_write", written)
-    monkeypatch.setattr(transfer, "reflink", lambda *_: False)
-    transfer.copy_file(tmp_path / "i/disk", tmp_path / "copy")
+    monkeypatch.setattr(copy, "_write", written)
+    monkeypatch.setattr(copy, "reflink", lambda *_: False)
+    copy.copy_file(tmp_path / "i/disk", tmp_path / "copy")
     assert set(modes) == {0o600} and (tmp_path / "copy").stat().st_mode & 0o777 == 0o444
     left = _broken_off(tmp_path, one, Interrupted("SIGTERM"), 1000)
     left.chmod(0o444)  # by a fetch or a copy that was killed before its last step

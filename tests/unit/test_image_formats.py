@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vmjob.errors import ImageCorrupt, ImageError, ImageMissing, ImageRefused
+from vmjob.core.errors import ImageCorrupt, ImageError, ImageMissing, ImageRefused
 from vmjob.image import formats, partitions
 
 pytestmark = pytest.mark.unit

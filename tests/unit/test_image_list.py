@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.ca import Pair, entry, image_list
-from vmjob.endorsement import Endorser
-from vmjob.errors import EndorsementRefused, ImageError, JobError
-from vmjob.image import endorse, imagelist, subscriptions, x509
-from vmjob.image.trust import SignedList
+from vmjob.core.errors import EndorsementRefused, ImageError, JobError
+from vmjob.core.model import Boot, ImageFile, Manifest
+from vmjob.image.trust import imagelist, sign, subscriptions, x509
+from vmjob.image.trust.endorsement import Endorser
+from vmjob.image.trust.verify import SignedList
 from vmjob.manifests import manifest_from_dict, manifest_to_dict
-from vmjob.model import Boot, ImageFile, Manifest
 
 pytestmark = pytest.mark.unit
 
@@ -23,7 +23,7 @@ ADA = Pair(Path(), Path(), "/DC=org/CN=Ada", "/DC=org/CN=CA")
 ONE = Manifest("one", (ImageFile("disk", "disk.qcow2", "qcow2", 1000, "ab" * 32, 4096),), (Boot.DISK,),
                sources=("file:/nfs/one/", "https://example.org/one/"), made_from=("a=1", "b=2"))
 ENDORSER = Endorser("/CN=Ada", "/CN=CA")
-HEADING = endorse.Heading("list-1", "7", 1_000_000.0, 2_000_000.0, "Tests", "https://example.org/list")
+HEADING = sign.Heading("list-1", "7", 1_000_000.0, 2_000_000.0, "Tests", "https://example.org/list")
 
 
 def parse(body: Any) -> imagelist.ImageList:
@@ -38,8 +38,8 @@ def refused(body: Any) -> str:
 
 def test_what_is_written_is_read() -> None:
     test = {"passed": True, "time": 1234567890}
-    body = endorse.document(HEADING, Endorser(ADA.dn, ADA.ca),
-                            [endorse.entry(ONE, "cd" * 64, HEADING, group="pheno", test=test)], [f"sha256:{'e' * 64}"])
+    body = sign.document(HEADING, Endorser(ADA.dn, ADA.ca),
+                            [sign.entry(ONE, "cd" * 64, HEADING, group="pheno", test=test)], [f"sha256:{'e' * 64}"])
     found = imagelist.parse(imagelist.render(body))
     assert (found.identifier, found.version, found.created, found.expires, found.endorser, found.withdrawn) == (
         "list-1", "7", 1_000_000.0, 2_000_000.0, Endorser(ADA.dn, ADA.ca), (f"sha256:{'e' * 64}",))
@@ -52,7 +52,7 @@ def test_what_is_written_is_read() -> None:
 
 def test_what_hepix_tools_demand_is_there() -> None:
     """The keys without which hepixvmitrust refuses a list, none of them empty."""
-    body = endorse.document(HEADING, Endorser(ADA.dn, ADA.ca), [endorse.entry(ONE, "cd" * 64, HEADING)])
+    body = sign.document(HEADING, Endorser(ADA.dn, ADA.ca), [sign.entry(ONE, "cd" * 64, HEADING)])
     image, x509 = body["hv:images"][0]["hv:image"], body["hv:endorser"]["hv:x509"]
     for place, keys in (
             (body, "dc:date:created dc:date:expires dc:identifier dc:description dc:title dc:source hv:version hv:uri"),
@@ -63,17 +63,17 @@ def test_what_hepix_tools_demand_is_there() -> None:
 
 
 def test_identifiers_stay_and_versions_go_up() -> None:
-    first = endorse.image_identifier("a", "x")
-    assert endorse.image_identifier("a", "x") == first != endorse.image_identifier("b", "x")
-    assert [endorse.next_version(one) for one in ("1", "9", "1.9", "20260101-3", "v", "")] == [
+    first = sign.image_identifier("a", "x")
+    assert sign.image_identifier("a", "x") == first != sign.image_identifier("b", "x")
+    assert [sign.next_version(one) for one in ("1", "9", "1.9", "20260101-3", "v", "")] == [
         "2", "10", "1.10", "20260101-4", "v.1", "1"]
-    assert [endorse.next_version(one) for one in ("1.²", "²", "٣")] == ["2.²", "².1", "٣.1"]
+    assert [sign.next_version(one) for one in ("1.²", "²", "٣")] == ["2.²", "².1", "٣.1"]
 
 
 def test_an_image_without_an_address_is_not_listed() -> None:
     for sources in ((), ("file:/nfs/one/",)):
         with pytest.raises(JobError, match="needs an address"):
-            endorse.entry(replace(ONE, sources=sources), "cd" * 64, HEADING)
+            sign.entry(replace(ONE, sources=sources), "cd" * 64, HEADING)
 
 
 def test_lists_of_others() -> None:

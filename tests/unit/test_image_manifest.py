@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vmjob.errors import ImageError
+from vmjob.core.errors import ImageError
+from vmjob.core.model import Boot, ImageFile, Manifest
 from vmjob.image import manifest as manifests
-from vmjob.model import Boot, ImageFile, Manifest
 
 pytestmark = pytest.mark.unit
 

@@ -16,17 +16,19 @@ from typing import Any
 
 import pytest
 
-from vmjob import config
-from vmjob.errors import ImageCorrupt, ImageError, ImageMissing, Interrupted, ScratchFull
-from vmjob.files import hash_file
-from vmjob.image import importer, manifest, transfer
-from vmjob.image import store as store_module
-from vmjob.image.blobs import Blobs
-from vmjob.image.stamps import Stamps
-from vmjob.image.store import Store
-from vmjob.image.transfer import copy_file
-from vmjob.model import Boot, ImageFile, Manifest
-from vmjob.progress import Bar, Reporter
+from vmjob.core import config
+from vmjob.core.errors import ImageCorrupt, ImageError, ImageMissing, Interrupted, ScratchFull
+from vmjob.core.files import hash_file
+from vmjob.core.model import Boot, ImageFile, Manifest
+from vmjob.core.progress import Bar, Reporter
+from vmjob.image import manifest
+from vmjob.image.build import importer
+from vmjob.image.store import copy
+from vmjob.image.store import images as store_module
+from vmjob.image.store.blobs import Blobs
+from vmjob.image.store.copy import copy_file
+from vmjob.image.store.images import Store
+from vmjob.image.store.stamps import Stamps
 
 pytestmark = pytest.mark.unit
 
@@ -249,7 +251,7 @@ def test_change_while_hashing_is_hashed_again_and_not_believed(tmp_path: Path, m
     store.add(one, tmp_path / "i")
     digits, hashed = one.files[0].sha256, []
     (tmp_path / "s/verified" / digits).unlink()
-    real = transfer.hash_file
+    real = copy.hash_file
 
     def slow(path: Path, bar: Any = None) -> tuple[str, int]:
         found = real(path, bar)
@@ -258,7 +260,7 @@ def test_change_while_hashing_is_hashed_again_and_not_believed(tmp_path: Path, m
             os.utime(path, ns=(1, len(hashed)))
         return found
 
-    monkeypatch.setattr(transfer, "hash_file", slow)
+    monkeypatch.setattr(copy, "hash_file", slow)
     with pytest.raises(ImageCorrupt, match="changes while") if times > 1 else contextlib.nullcontext():
         assert Blobs(tmp_path / "s").check(digits, one.files[0].size)
     assert len(hashed) == 2 and (tmp_path / "s/verified" / digits).exists() == (times == 1)
@@ -323,8 +325,8 @@ def test_a_copy_that_ends_early_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     def stopped(*_: Any) -> None:
         raise Interrupted("SIGTERM")
 
-    monkeypatch.setattr(transfer, "_write", stopped)
-    monkeypatch.setattr(transfer, "reflink", lambda *_: False)
+    monkeypatch.setattr(copy, "_write", stopped)
+    monkeypatch.setattr(copy, "reflink", lambda *_: False)
     with pytest.raises(Interrupted):
         Store(tmp_path / "s").add(one, tmp_path / "i")
     assert not list((tmp_path / "s/tmp").iterdir())

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from vmjob import errors, pool_errors, schema
-from vmjob.errors import JobError
-from vmjob.job import job_from, load_job
-from vmjob.model import Accel, Boot, Input, Network
-from vmjob.units import format_duration, format_size, parse_duration, parse_size
+from vmjob.core import errors, pool_errors, schema
+from vmjob.core.errors import JobError
+from vmjob.core.model import Accel, Boot, Input, Network
+from vmjob.core.units import format_duration, format_size, parse_duration, parse_size
+from vmjob.job.file import job_from, load_job
 
 pytestmark = pytest.mark.unit
 

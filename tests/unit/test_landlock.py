@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vmjob import fences, landlock, process
-from vmjob.errors import CommandFailed
-from vmjob.landlock import Fence
+from vmjob.core import fences, landlock, process
+from vmjob.core.errors import CommandFailed
+from vmjob.core.landlock import Fence
 
 pytestmark = [pytest.mark.unit, pytest.mark.skipif(not landlock.abi(), reason="needs a kernel with Landlock")]
 

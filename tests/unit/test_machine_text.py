@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from vmjob import classads, identity, machinetext
-from vmjob.errors import PolicyRefused
-from vmjob.payer import Payer, payer
-from vmjob.slot import sources
+from vmjob.accounting.payer import Payer, payer
+from vmjob.core import classads, machinetext
+from vmjob.core.errors import PolicyRefused
+from vmjob.policy import identity
+from vmjob.slot import readers
 
 pytestmark = pytest.mark.unit
 
@@ -82,7 +83,7 @@ def test_a_forged_ad_is_refused_by_policy_and_pays_for_nobody(tmp_path: Path, mo
     with pytest.raises(PolicyRefused, match="this job's ad is refused"):
         identity.who({"_CONDOR_JOB_AD": str(ad)})
     assert payer({"_CONDOR_JOB_AD": str(ad)}) == Payer()
-    assert sources.ad({"_CONDOR_JOB_AD": "/.job.ad"}, tmp_path, "_CONDOR_JOB_AD") == {}
+    assert readers.ad({"_CONDOR_JOB_AD": "/.job.ad"}, tmp_path, "_CONDOR_JOB_AD") == {}
     ad.write_bytes(ad_of({"AAA": FORGED.format("\u2028"), "Owner": "mallory"}).encode())
     assert not [fact for fact in identity.who({"_CONDOR_JOB_AD": str(ad)}) if fact.kind in ("issuer", "fqan")]
     assert payer({"_CONDOR_JOB_AD": str(ad)}) == Payer()
@@ -117,12 +118,12 @@ def test_a_file_is_read_as_it_stands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("separator", SEPARATORS, ids=ascii)
 def test_no_reader_sees_a_line_in_a_value(separator: str, tmp_path: Path) -> None:
-    from vmjob.errors import PolicyBroken
-    from vmjob.image import authorities
-    from vmjob.node import udev, usermap
-    from vmjob.node.enabling import _number, users_of
+    from vmjob.core.errors import PolicyBroken
+    from vmjob.image.trust import authorities
+    from vmjob.node.enable import udev, usermap
+    from vmjob.node.enable.apply import _number, users_of
     from vmjob.node.tree import Tree
-    from vmjob.policy import _digests
+    from vmjob.policy.file import _digests
 
     (tmp_path / "etc").mkdir()
     passwd = f"ada:x:7:8:Ada{separator}eve:x:0:0::/:/bin/sh:/home/ada:/bin/sh\n"
@@ -142,16 +143,16 @@ def test_no_reader_sees_a_line_in_a_value(separator: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("digits", ["\u0661\u0662", "\u00b2", "\uff11"])
 def test_no_reader_takes_foreign_digits_for_a_number(digits: str, tmp_path: Path) -> None:
-    from vmjob.node.groupfile import numbers
+    from vmjob.node.enable.groupfile import numbers
 
     assert numbers(f"kvm:x:{digits}:\nuucp:x:10:\n") == {10}
-    assert sources.number(digits, "x") is None and sources._limit(digits) is None
-    assert sources._share(digits, digits) is None and sources._share("200000", "100000") == 2
-    assert sources._share("-1", "100000") is None and sources._share("max") is None
+    assert readers.number(digits, "x") is None and readers._limit(digits) is None
+    assert readers._share(digits, digits) is None and readers._share("200000", "100000") == 2
+    assert readers._share("-1", "100000") is None and readers._share("max") is None
 
 
 def test_what_a_server_says_is_no_success_of_a_plug_in() -> None:
-    from vmjob.stage.plugins import plugin_failure
+    from vmjob.stage.transfer.condor_plugins import plugin_failure
 
     assert plugin_failure('TransferSuccess = false\nTransferError = "no: TransferSuccess = true"\n')
     assert plugin_failure('TransferSuccess = true\nTransferUrl = "x"\n') is None

@@ -12,21 +12,23 @@ from typing import Any, Optional
 
 import pytest
 
-from vmjob import matching, placing, sitememory, submission
+from vmjob.ads.site_ad import Element, Nodes, SiteAd, SiteImage
+from vmjob.batch import memory as sitememory
 from vmjob.batch import reach, targets
 from vmjob.batch.jobs import ended_at, job_of
 from vmjob.cli.sites_for import _lines, not_any
 from vmjob.cli.sites_options import DIALECTS
-from vmjob.errors import JobError
-from vmjob.matching import CARRIED, SOURCES, Match, Mishap, Needs, match, rank
-from vmjob.model import Accel, Boot, ImageFile, Job, Manifest, Resources
-from vmjob.parameters import parameters
-from vmjob.pool_errors import NameTaken, PoolFull, PoolUnreachable
-from vmjob.progress import Reporter
-from vmjob.requirements import DIALECTS as SPOKEN
-from vmjob.site_errors import NoSiteFits
-from vmjob.sitead import Element, Nodes, SiteAd, SiteImage
-from vmjob.units import GIB
+from vmjob.core.errors import JobError
+from vmjob.core.model import Accel, Boot, ImageFile, Job, Manifest, Resources
+from vmjob.core.pool_errors import NameTaken, PoolFull, PoolUnreachable
+from vmjob.core.progress import Reporter
+from vmjob.core.site_errors import NoSiteFits
+from vmjob.core.units import GIB
+from vmjob.job.parameters import parameters
+from vmjob.sites import matching
+from vmjob.sites.matching import CARRIED, SOURCES, Match, Mishap, Needs, match, rank
+from vmjob.sites.requirements import DIALECTS as SPOKEN
+from vmjob.submit import anywhere, submission
 
 pytestmark = pytest.mark.unit
 
@@ -260,12 +262,12 @@ JOB = Job("j", "sl5", ("true",), resources=Resources(walltime=600), accel=Accel.
 
 
 def test_needs_are_those_of_the_submission() -> None:
-    found = placing.needs_of(JOB, MANIFEST, "star")
+    found = anywhere.needs_of(JOB, MANIFEST, "star")
     assert (found.memory, found.cpus, found.walltime, found.slot_walltime, found.kvm, found.way) == (
         2 * GIB, 2, 600, 1500, True, CARRIED)
     sourced = replace(MANIFEST, sources=("https://x.org/",))
-    assert placing.needs_of(JOB, sourced).way == SOURCES
-    assert placing.needs_of(JOB, sourced, carry=True).way == CARRIED
+    assert anywhere.needs_of(JOB, sourced).way == SOURCES
+    assert anywhere.needs_of(JOB, sourced, carry=True).way == CARRIED
 
 
 @pytest.mark.parametrize("url", ["local", "condor", "mine", "condor-ce://", "condor-ce://x y", "-oX", "file:///etc"])
@@ -275,7 +277,7 @@ def test_what_a_stranger_publishes_is_no_target_of_ours(url: str, home: Path) ->
     settings.write_text("targets: {mine: {url: local}}\n")
     with pytest.raises(JobError):
         targets.at(url)
-    [one] = placing.candidates(replace(NEEDS, vo="star"), [replace(SITE, elements=(replace(CE, url=url),), expires=0)])
+    [one] = anywhere.candidates(replace(NEEDS, vo="star"), [replace(SITE, elements=(replace(CE, url=url),), expires=0)])
     assert not one.ok
 
 
@@ -300,7 +302,7 @@ def sent(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Optional[Exception]
     monkeypatch.setattr(reach, "check", lambda *_: None)
     ranked = rank(matching.matches(NEEDS, [named(name) for name in answers], NOW), {}, NOW)
     try:
-        return placing.submit_to_any(JOB, Path(), ranked, parameters(None, [], None), Reporter()), asked
+        return anywhere.submit_to_any(JOB, Path(), ranked, parameters(None, [], None), Reporter()), asked
     except Exception as failure:
         return failure, asked
 
@@ -331,10 +333,10 @@ def test_where_no_site_takes_it_all_are_told(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_queue_that_was_matched_is_the_one_that_is_asked_for() -> None:
     target = targets.at(CE.url)
-    assert placing._queued(target, CE) == placing._queued(target, replace(CE, queue="")) == target
-    assert placing._queued(target, replace(CE, queue="vm")).lines == (("+queue", '"vm"'),)
+    assert anywhere._queued(target, CE) == anywhere._queued(target, replace(CE, queue="")) == target
+    assert anywhere._queued(target, replace(CE, queue="vm")).lines == (("+queue", '"vm"'),)
     for odd in ("$ENV(HOME)", 'v"m', "a b", "a\nb", "x" * 256):  # submit files fill in what begins with $
-        [one] = placing.candidates(NEEDS, [replace(SITE, elements=(replace(CE, queue=odd),), expires=0)])
+        [one] = anywhere.candidates(NEEDS, [replace(SITE, elements=(replace(CE, queue=odd),), expires=0)])
         assert not one.ok and "a queue is not called" in one.against[-1].text
 
 
@@ -366,8 +368,8 @@ def test_of_an_image_that_is_not_here_the_site_says_what_it_needs() -> None:
 
 
 def test_where_no_site_fits_each_says_why() -> None:
-    ranked = placing.candidates(replace(NEEDS, cpus=99), [replace(SITE, expires=0)] * 12)
-    failure = placing.nothing_fits("j", ranked)
+    ranked = anywhere.candidates(replace(NEEDS, cpus=99), [replace(SITE, expires=0)] * 12)
+    failure = anywhere.nothing_fits("j", ranked)
     assert isinstance(failure, NoSiteFits) and "vmjob sites --for" in failure.hint
     lines = failure.message.split("\n  ")
     assert lines[:2] == ["no site fits j", "A: new: a guest gets 4 CPUs, and 99 are asked for"]

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from vmjob import config, locks, ownway, process, runs
-from vmjob.errors import JobError, VmjobError
-from vmjob.image import subscriptions, uses
-from vmjob.slot import scratch
-from vmjob.stage import commands
+from vmjob.core import config, locks, ownway, process, scratch
+from vmjob.core.errors import JobError, VmjobError
+from vmjob.image.store import uses
+from vmjob.image.trust import subscriptions
+from vmjob.slot import register
+from vmjob.stage.transfer import programs
 from vmjob.vm import probe
 
 pytestmark = pytest.mark.unit
@@ -70,11 +71,11 @@ def test_a_pipe_in_the_folder_of_runs_holds_nobody(shared: Path, monkeypatch: py
     pipe = shared / f"image-{os.getuid()}-{DIGEST}"
     os.mkfifo(pipe, 0o666)
     cache = shared / "cache/uid"
-    with runs.registered(f"sha256:{DIGEST}", cache):  # nobody reads it
+    with register.registered(f"sha256:{DIGEST}", cache):  # nobody reads it
         assert len(list(shared.glob("run-*"))) == 1
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     before = pipe.stat().st_mtime_ns
-    with runs.registered(f"sha256:{DIGEST}", cache):
+    with register.registered(f"sha256:{DIGEST}", cache):
         assert pipe.stat().st_mtime_ns == before
     os.close(reader)
     assert not list(shared.glob("run-*"))
@@ -91,13 +92,13 @@ def test_a_neighbours_file_is_not_taken_for_ones_own(shared: Path, monkeypatch: 
         os.utime(name, (0, 0))
 
     def run() -> None:
-        with runs.registered(f"sha256:{DIGEST}", shared / "cache/uid"):
+        with register.registered(f"sha256:{DIGEST}", shared / "cache/uid"):
             pass
 
     as_user(NEIGHBOUR, plant)
     as_user(VICTIM, run)
     assert name.stat().st_mtime == 0
-    assert runs.survey(shared, time.time()).images == ()
+    assert register.survey(shared, time.time()).images == ()
 
 
 # ---------------------------------------------------------------- locks
@@ -216,11 +217,11 @@ def test_only_ones_own_is_swept(shared: Path) -> None:
             (shared / name / "data").touch(0o666)
 
     as_user(NEIGHBOUR, leave)
-    commands._sweep(shared)
+    programs._sweep(shared)
     assert scratch.sweep(shared) == []
     assert sorted(path.name for path in shared.iterdir()) == ["vmjob-run-dead", "vmjob-stage-dead"]
     assert (shared / "vmjob-stage-dead/data").exists()
-    as_user(NEIGHBOUR, lambda: commands._sweep(shared))
+    as_user(NEIGHBOUR, lambda: programs._sweep(shared))
     assert not (shared / "vmjob-stage-dead").exists()
 
 
@@ -230,7 +231,7 @@ def test_a_link_or_a_pipe_is_not_swept_through(tmp_path: Path) -> None:
     (tmp_path / "vmjob-stage-link").symlink_to("mine")
     (tmp_path / "vmjob-stage-pipe").mkdir()
     os.mkfifo(tmp_path / "vmjob-stage-pipe/lock")
-    commands._sweep(tmp_path)
+    programs._sweep(tmp_path)
     assert (tmp_path / "mine/lock").exists() and (tmp_path / "vmjob-stage-pipe/lock").exists()
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from vmjob import nodecheck
-from vmjob.image import x509
+from vmjob.image.trust import x509
+from vmjob.node import check
+from vmjob.node.doctor import FAILURE, OK, WARNING, Check
 from vmjob.vm import faults
-from vmjob.vm.doctor import FAILURE, OK, WARNING, Check
 
 pytestmark = pytest.mark.unit
 
@@ -45,7 +45,7 @@ def test_the_admin_reads_of_every_fault() -> None:
 
 def test_problems_are_short_lines_with_failures_first() -> None:
     checks = [Check("a", OK, "fine"), Check("b", WARNING, "x; y" * 100), Check("c", FAILURE, "broken")]
-    found = nodecheck.problems(checks)
+    found = check.problems(checks)
     assert found[0] == "c: broken" and len(found) == 2
     assert len(found[1]) == 200 and ";" not in found[1]  # which separates them in the ad
 
@@ -83,13 +83,13 @@ def test_a_folder_that_all_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     place.chmod(mode)
     monkeypatch.setenv("VMJOB_RUNS", str(place))
     monkeypatch.setenv("VMJOB_NODE_CACHE", str(place))
-    assert [one.level for one in (*nodecheck._runs(), *nodecheck._node_cache())] == [level, level]
+    assert [one.level for one in (*check._runs(), *check._node_cache())] == [level, level]
     if mode == 0o755:  # an admin may make the folders of the cache herself
         (place / "uid-1000").mkdir()
-        assert [one.level for one in (*nodecheck._runs(), *nodecheck._node_cache())] == [WARNING, OK]
+        assert [one.level for one in (*check._runs(), *check._node_cache())] == [WARNING, OK]
         (place / "uid-1000").rmdir()
     if os.getuid() == 0:
         os.chown(place, 52001, -1)
-        assert "belongs to uid 52001" in next(nodecheck._runs()).text
+        assert "belongs to uid 52001" in next(check._runs()).text
     place.rmdir()
-    assert [one.level for one in (*nodecheck._runs(), *nodecheck._node_cache())] == [WARNING, WARNING]
+    assert [one.level for one in (*check._runs(), *check._node_cache())] == [WARNING, WARNING]

@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from vmjob.errors import BootFailed, GuestHung, HostError, Interrupted, SlotError, VmjobError
+from vmjob.core.errors import BootFailed, GuestHung, HostError, Interrupted, SlotError, VmjobError
+from vmjob.core.model import Payload, Slot
+from vmjob.core.node_errors import BootStarved, DiskFailed, GuestStarved, NodeExhausted, ScratchLost
+from vmjob.core.pace import Pace
+from vmjob.core.progress import Reporter
+from vmjob.core.scratch import scratch
 from vmjob.guest.channel import State
 from vmjob.guest.courier import Courier
 from vmjob.guest.session import Session
-from vmjob.model import Payload, Slot
-from vmjob.node_errors import BootStarved, DiskFailed, GuestStarved, NodeExhausted, ScratchLost
-from vmjob.outcome import Run
-from vmjob.pace import Pace
-from vmjob.progress import Reporter
-from vmjob.slot.scratch import scratch
+from vmjob.run.outcome import Run
 from vmjob.vm import probe
 
 pytestmark = pytest.mark.unit

@@ -8,11 +8,12 @@ from typing import Optional
 
 import pytest
 
-from vmjob.node import groupfile, plan, snippets, udev
-from vmjob.node.plan import GROUP, GSHADOW, Plan, State
+from vmjob.core.site_errors import NodeUnchanged
+from vmjob.node import snippets
+from vmjob.node.enable import groupfile, plan, udev
+from vmjob.node.enable.plan import GROUP, GSHADOW, Plan, State
+from vmjob.node.enable.usermap import accounts
 from vmjob.node.record import Record, dump, parse
-from vmjob.node.usermap import accounts
-from vmjob.site_errors import NodeUnchanged
 
 pytestmark = pytest.mark.unit
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -12,16 +12,17 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from tests.conftest import ROOT
-from vmjob.node import hooks, removal, snippets, wipe
-from vmjob.node.hooks import Hook
-from vmjob.node.owners import Owned
-from vmjob.node.plan import Plan
+from vmjob.core.site_errors import NodeUnchanged
+from vmjob.core.units import format_size
+from vmjob.job.pyz import wrapper_text
+from vmjob.node import snippets, wipe
+from vmjob.node.enable.plan import Plan
 from vmjob.node.record import RECORD
-from vmjob.node.removal import FILE, FOLDER, LINK, TREE, Found, HookFolder, Item, remove
+from vmjob.node.remove import hooks, plan
+from vmjob.node.remove.hooks import Hook
+from vmjob.node.remove.owners import Owned
+from vmjob.node.remove.plan import FILE, FOLDER, LINK, TREE, Found, HookFolder, Item, remove
 from vmjob.node.wipe import Size
-from vmjob.pyz import wrapper_text
-from vmjob.site_errors import NodeUnchanged
-from vmjob.units import format_size
 
 pytestmark = pytest.mark.unit
 OLD = (ROOT / "tests/data/vmjob-0.1.0.pyz").read_bytes()
@@ -49,7 +50,7 @@ def test_what_0_1_0_wrote_is_known_without_a_record() -> None:
 
 
 def test_every_example_that_is_shipped_is_known() -> None:
-    for name, sums in removal.EXAMPLES.items():
+    for name, sums in plan.EXAMPLES.items():
         assert hooks.digest(name, (ROOT / "ceMon-publisher/gip" / name).read_bytes()) in sums
 
 
@@ -142,7 +143,7 @@ def test_sizes_do_not_make_another_plan_and_paths_do() -> None:
 def test_what_is_of_the_admin_or_of_packages_keeps_its_folders() -> None:
     hers = HookFolder(snippets.ETC, {"policy.yaml": None, hooks.WRAPPER: SCRIPTS[hooks.WRAPPER] + b"# hers\n",
                                      snippets.HOOK: SCRIPTS[snippets.HOOK], "deny.d": None})
-    state = (Item(STATE / "hers", FILE), Item(removal.STORE, TREE, Size(2**30, 1)), Item(STATE / "rte", LINK))
+    state = (Item(STATE / "hers", FILE), Item(plan.STORE, TREE, Size(2**30, 1)), Item(STATE / "rte", LINK))
     owned = Owned(frozenset({snippets.ETC / snippets.HOOK}), "apt-get purge vmjob")
     gone = remove(found(base=None, hooks=(hers,), state=state, owned=owned))
     assert paths(gone.trees) == ["/var/lib/vmjob/rte"] and gone.files == gone.last == ()

@@ -12,16 +12,18 @@ from typing import Any
 
 import pytest
 
-from vmjob import advertise, health, nodead, runs
+from vmjob.ads import node_ad
+from vmjob.ads.site_ad import NodeAd
 from vmjob.batch import nodes
-from vmjob.errors import BootFailed, JobError, QemuFailed
-from vmjob.health import FIRST, FORGOTTEN, LONGEST, Away, Health
-from vmjob.model import Network
-from vmjob.policy import Limits, Policy, Rule
-from vmjob.pool_errors import NoSlotFits
-from vmjob.runs import Failed, registered, survey
-from vmjob.site_errors import SiteBroken
-from vmjob.sitead import NodeAd
+from vmjob.core.errors import BootFailed, JobError, QemuFailed
+from vmjob.core.model import Network
+from vmjob.core.pool_errors import NoSlotFits
+from vmjob.core.site_errors import SiteBroken
+from vmjob.node import advertise, health
+from vmjob.node.health import FIRST, FORGOTTEN, LONGEST, Away, Health
+from vmjob.policy.file import Limits, Policy, Rule
+from vmjob.slot import register
+from vmjob.slot.register import Failed, registered, survey
 
 pytestmark = pytest.mark.unit
 GIB = 2**30
@@ -37,7 +39,7 @@ SLOT = {"Machine": "n1.example.org", "TotalCpus": 8, "TotalMemory": 16384, "Arch
 def machine(ad: NodeAd, **slot: Any) -> Any:
     """A slot's ad with the lines of ``ad`` in it, as a collector has it."""
     classad2 = pytest.importorskip("classad2")
-    lines = nodead.node_ad_lines(ad, 416 * 2**20, 1444 * 2**20)
+    lines = node_ad.node_ad_lines(ad, 416 * 2**20, 1444 * 2**20)
     assert lines[-1] == "-" and not any("\n" in line for line in lines)
     text = "\n".join([*lines[:-1], *(f"{key} = {json.dumps(value)}" for key, value in {**SLOT, **slot}.items())])
     return classad2.parseOne(text)
@@ -47,9 +49,9 @@ def machine(ad: NodeAd, **slot: Any) -> Any:
 
 
 def test_a_node_comes_back_from_the_collector_as_it_was_with_what_its_slots_know() -> None:
-    [found] = nodead.nodes_of([machine(NODE)])
+    [found] = node_ad.nodes_of([machine(NODE)])
     assert found == replace(NODE, free=5, occupied=3, cpus=8, memory=16 * GIB, os="debian", os_version="13")
-    [found] = nodead.nodes_of([machine(NODE, TotalSlotMemory=2048)])
+    [found] = node_ad.nodes_of([machine(NODE, TotalSlotMemory=2048)])
     assert found.max_memory // 2**20 == (2048 - 416) * 256 // 257  # what the largest slot leaves to a guest
 
 
@@ -59,14 +61,14 @@ def test_the_slots_of_a_node_are_one_node_and_none_counts_twice() -> None:
     static = [machine(NODE, PartitionableSlot=False, Cpus=1, Memory=2048, TotalSlotCpus=1, State=state)
               for state in ("Claimed", "Claimed", "Unclaimed", "Owner")]
     for slots, free, occupied in ((partitionable, 5, 3), (static, 1, 2)):
-        [found] = nodead.nodes_of(slots)
+        [found] = node_ad.nodes_of(slots)
         assert (found.free, found.occupied, found.running) == (free, occupied, 3)
 
 
 def test_what_nobody_renews_is_no_longer_true_and_offline_stays_so() -> None:
-    [old] = nodead.nodes_of([machine(replace(NODE, expires=1000))])
+    [old] = node_ad.nodes_of([machine(replace(NODE, expires=1000))])
     assert not old.has and old.free == 0 and "for too long" in old.offline
-    [off] = nodead.nodes_of([machine(replace(NODE, has=False, offline='the "disk"\nis\\full'))])
+    [off] = node_ad.nodes_of([machine(replace(NODE, has=False, offline='the "disk"\nis\\full'))])
     assert not off.has and off.free == 0 and off.offline == 'the "disk" is/full'
 
 
@@ -75,20 +77,20 @@ def test_what_nobody_renews_is_no_longer_true_and_offline_stays_so() -> None:
 def test_no_value_becomes_another_line(hostile: str) -> None:
     ad = replace(NODE, has=False, offline=hostile, reason=hostile, version=hostile, failing=(hostile,),
                  problems=(hostile,), images=(hostile,), networks=(hostile,))
-    lines = nodead.node_ad_lines(ad, 1, 1)
-    assert len(lines) == len(nodead.node_ad_lines(NODE, 1, 1)) and all(map(str.isprintable, lines))
-    [found] = nodead.nodes_of([machine(ad)])
+    lines = node_ad.node_ad_lines(ad, 1, 1)
+    assert len(lines) == len(node_ad.node_ad_lines(NODE, 1, 1)) and all(map(str.isprintable, lines))
+    [found] = node_ad.nodes_of([machine(ad)])
     assert found.machine == NODE.machine and not found.has and found.images == ()
 
 
 @pytest.mark.parametrize("nonsense", [
     {"HasVmjob": "yes"}, {"HasVmjob": 1}, {}, {"HasVmjob": True, "Machine": 7}])
 def test_a_machine_that_says_nothing_is_no_node(nonsense: dict[str, Any]) -> None:
-    assert nodead.nodes_of([{"Machine": "m", **nonsense}]) == ()
+    assert node_ad.nodes_of([{"Machine": "m", **nonsense}]) == ()
 
 
 def test_what_a_machine_ad_says_is_bounded() -> None:
-    [found] = nodead.nodes_of([{"Machine": "m", "HasVmjob": True, "VmjobFree": -3, "VmjobRunning": 1e300,
+    [found] = node_ad.nodes_of([{"Machine": "m", "HasVmjob": True, "VmjobFree": -3, "VmjobRunning": 1e300,
                                 "VmjobImages": ["no list"], "VmjobNetworks": ",".join(map(str, range(10**5))),
                                 "VmjobMaxMemory": float("nan"), "VmjobAccel": 3, "VmjobVersion": "v" * 10**6}])
     assert (found.free, found.running, found.images, found.max_memory) == (0, 2**53, (), 0)
@@ -96,11 +98,11 @@ def test_what_a_machine_ad_says_is_bounded() -> None:
 
 
 def test_json_there_and_back() -> None:
-    document = json.loads(json.dumps(nodead.to_json(NODE)))
-    assert nodead.from_json({**document, "later": 1}, "f") == NODE
+    document = json.loads(json.dumps(node_ad.to_json(NODE)))
+    assert node_ad.from_json({**document, "later": 1}, "f") == NODE
     for key, wrong in (("has", "yes"), ("images", ["x"]), ("free", -1), ("machine", "a\nb"), ("accel", "xen")):
         with pytest.raises(SiteBroken, match=f"f: {key}"):
-            nodead.from_json({**document, key: wrong}, "f")
+            node_ad.from_json({**document, key: wrong}, "f")
 
 
 # ---------------------------------------------------------------- offline, and back
@@ -200,7 +202,7 @@ def test_a_run_is_there_while_it_lives(folder: Path, tmp_path: Path) -> None:
         seen = survey(folder, time.time())
         assert (seen.running, seen.failed, seen.images, seen.problem) == (2, (), (A,), "")
         assert {path.stat().st_mode & 0o777 for path in folder.glob("run-*")} == {0o644}
-    assert survey(folder, time.time()) == runs.Seen(images=(A,)) and not list(folder.glob("run-*"))
+    assert survey(folder, time.time()) == register.Seen(images=(A,)) and not list(folder.glob("run-*"))
 
 
 @pytest.mark.parametrize("error, told", [(QemuFailed, "QemuFailed"), (BootFailed, "BootFailed"), (JobError, "")])

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from vmjob.errors import JobError, OutputRefused
-from vmjob.image import feed, packages
-from vmjob.image.packages import Listing, Package
-from vmjob.model import Boot, Manifest
+from vmjob.core.errors import JobError, OutputRefused
+from vmjob.core.model import Boot, Manifest
+from vmjob.vetting import feed, packages
+from vmjob.vetting.packages import Listing, Package
 
 pytestmark = pytest.mark.unit
 
@@ -96,7 +96,7 @@ def test_a_list_without_end() -> None:
 
 def test_the_script_itself(tmp_path: Path) -> None:
     """On this machine, with package systems of our own making."""
-    text = (ROOT / "vmjob/guest/packages.sh").read_text()
+    text = (ROOT / "vmjob/vetting/packages.sh").read_text()
     places = {"/var/lib/dpkg/status": "status", " /lib/apk/db/installed": "installed",
               "/var/lib/rpm": "rpmdb", "/etc/os-release": "os-release", "find / ": f"find {tmp_path}/root "}
     for place, name in places.items():
@@ -133,7 +133,7 @@ def test_the_script_itself(tmp_path: Path) -> None:
 def test_real_dpkg_query_knows_the_format(tmp_path: Path) -> None:
     if not shutil.which("dpkg-query"):
         pytest.skip("needs dpkg-query: apt-get install dpkg")
-    text = (ROOT / "vmjob/guest/packages.sh").read_text().replace("find / ", f"find {tmp_path} ")
+    text = (ROOT / "vmjob/vetting/packages.sh").read_text().replace("find / ", f"find {tmp_path} ")
     assert subprocess.run(["sh", "-c", text], cwd=tmp_path).returncode == 0
     got = packages.parse((tmp_path / "packages.tsv").read_bytes(), DIGEST)
     told = subprocess.run(["dpkg-query", "-W", "-f", "${db:Status-Abbrev} ${Package}\n"], capture_output=True)

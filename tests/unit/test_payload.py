@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vmjob.errors import ImageCorrupt, ImageMissing, JobError
-from vmjob.model import Accel, Boot, ImageFile, Input, Job, Manifest, Network, Payload, Resources
-from vmjob.payload import image_place, read_payload, write_payload
+from vmjob.core.errors import ImageCorrupt, ImageMissing, JobError
+from vmjob.core.model import Accel, Boot, ImageFile, Input, Job, Manifest, Network, Payload, Resources
+from vmjob.job.payload import image_place, read_payload, write_payload
 
 pytestmark = pytest.mark.unit
 
@@ -62,7 +62,7 @@ def test_without_inputs(tmp_path: Path) -> None:
 
 def test_a_second_implementation_accepts_it(tmp_path: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema: pip install vmjob[dev]")
-    from vmjob.schema import schema_text
+    from vmjob.core.schema import schema_text
 
     make(tmp_path)
     body = json.loads((tmp_path / "payload.json").read_text())

@@ -11,14 +11,15 @@ from typing import Any, Optional
 import pytest
 import yaml
 
-from vmjob import admission, config, identity
-from vmjob.admission import admit
-from vmjob.endorsement import Endorsement, Endorser
-from vmjob.errors import PolicyBroken
-from vmjob.identity import who
-from vmjob.model import Boot, ImageFile, Job, Manifest, Network, Payload, Resources, Slot
-from vmjob.policy import Limits, load
-from vmjob.verdict import Asked, Fact, Verdict, decide
+from vmjob.core import config
+from vmjob.core.errors import PolicyBroken
+from vmjob.core.model import Boot, ImageFile, Job, Manifest, Network, Payload, Resources, Slot
+from vmjob.image.trust.endorsement import Endorsement, Endorser
+from vmjob.policy import admission, identity
+from vmjob.policy.admission import admit
+from vmjob.policy.file import Limits, load
+from vmjob.policy.identity import who
+from vmjob.policy.verdict import Asked, Fact, Verdict, decide
 
 pytestmark = pytest.mark.unit
 
@@ -327,7 +328,7 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     place = tmp_path / "etc/policy.yaml"
     place.parent.mkdir(0o755)
     monkeypatch.setattr(config, "SITE_POLICY", place)
-    monkeypatch.setattr("vmjob.policy.owners", lambda path: {0, os.getuid()})
+    monkeypatch.setattr("vmjob.policy.file.owners", lambda path: {0, os.getuid()})
     monkeypatch.delenv("VMJOB_POLICY", raising=False)
     monkeypatch.delenv("_CONDOR_JOB_AD", raising=False)
     monkeypatch.setenv("VMJOB_HOME", str(tmp_path / "home"))

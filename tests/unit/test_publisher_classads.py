@@ -13,7 +13,7 @@ from cemon_publisher.example import EXAMPLE, example
 from cemon_publisher.render import RENDERINGS, arc_rte, cemon, classad, files, render
 
 from tests.conftest import ROOT
-from vmjob.sitead import Element, Nodes, SiteAd, SiteImage
+from vmjob.ads.site_ad import Element, Nodes, SiteAd, SiteImage
 
 classad2 = pytest.importorskip("classad2", reason="needs HTCondor's Python bindings: pip install htcondor")
 

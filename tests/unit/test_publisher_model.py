@@ -14,14 +14,15 @@ from cemon_publisher import images, model, probing, texts
 from cemon_publisher.listed import Entry, Known
 from cemon_publisher.probing import Seen
 
-from vmjob import nodead, nodekinds, policy, sitead, siteconfig
-from vmjob.endorsement import Endorsement, Endorser
-from vmjob.errors import PolicyBroken
-from vmjob.model import Boot, ImageFile, Manifest, Network
-from vmjob.policy import Limits
-from vmjob.site_errors import SiteBroken, SitesUnreachable
-from vmjob.sitead import KVM, TCG, NodeAd, Nodes, SiteImage
-from vmjob.siteconfig import Site
+from vmjob.ads import node_ad, node_kinds, site_ad, site_yaml
+from vmjob.ads.site_ad import KVM, TCG, NodeAd, Nodes, SiteImage
+from vmjob.ads.site_yaml import Site
+from vmjob.core.errors import PolicyBroken
+from vmjob.core.model import Boot, ImageFile, Manifest, Network
+from vmjob.core.site_errors import SiteBroken, SitesUnreachable
+from vmjob.image.trust.endorsement import Endorsement, Endorser
+from vmjob.policy import file as policy
+from vmjob.policy.file import Limits
 
 pytestmark = pytest.mark.unit
 
@@ -69,7 +70,7 @@ def test_what_nodes_write_becomes_one_line() -> None:
 def test_a_site_has_so_many_kinds_at_most() -> None:
     ads = [Seen(replace(NODE, machine=str(n), max_cpus=n, cpus=n)) for n in range(1000)]
     found = probing.kinds(ads)
-    assert len(found) <= nodekinds.KINDS and sum(one.online for one in found) == 1000
+    assert len(found) <= node_kinds.KINDS and sum(one.online for one in found) == 1000
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def site(tmp_path: Path) -> Any:
         body = {"name": "EXAMPLE", "nodes": {"files": f"{tmp_path}/nodes/*.json"}, **changed}
         file.write_text(yaml.safe_dump(body))
         (tmp_path / "nodes").mkdir(exist_ok=True)
-        return siteconfig.load(file)
+        return site_yaml.load(file)
 
     return call
 
@@ -92,11 +93,11 @@ def put(site: Site, name: str, body: Any, age: float = 0) -> None:
 
 def test_files_of_nodes(site: Any) -> None:
     here, notes = site(), list[str]()
-    put(here, "a.json", nodead.to_json(NODE))
-    put(here, "a-before.json", nodead.to_json(replace(NODE, free=99)), age=60)  # the same node
+    put(here, "a.json", node_ad.to_json(NODE))
+    put(here, "a-before.json", node_ad.to_json(replace(NODE, free=99)), age=60)  # the same node
     put(here, ".a.json.new", "{")
-    put(here, "b.json", nodead.to_json(replace(NODE, machine="late", expires=int(NOW) - 7200)))
-    put(here, "c.json", nodead.to_json(replace(NODE, machine="old", expires=0)), age=9 * 3600)
+    put(here, "b.json", node_ad.to_json(replace(NODE, machine="late", expires=int(NOW) - 7200)))
+    put(here, "c.json", node_ad.to_json(replace(NODE, machine="old", expires=0)), age=9 * 3600)
     put(here, "d.json", "{" * 100_000)
     put(here, "e.json", {"schema": 1, "machine": "odd", "has": "yes"})
     found = {one.ad.machine: one for one in probing.probe(here, NOW, notes.append)}
@@ -112,7 +113,7 @@ def test_a_pipe_among_the_files_of_nodes_does_not_hang(site: Any) -> None:
     os.mkfifo(here.file.parent / "nodes/a.json")
     (here.file.parent / "nodes/b.json").symlink_to("/dev/zero")
     (here.file.parent / "nodes/c.json").symlink_to("nowhere")
-    put(here, "n.json", nodead.to_json(NODE))
+    put(here, "n.json", node_ad.to_json(NODE))
     assert [one.ad.machine for one in probing.probe(here, NOW, notes.append)] == [NODE.machine]
     assert [note.rpartition(": ")[2] for note in notes] == ["this is no file"] * 2 + ["No such file or directory"]
 
@@ -178,8 +179,8 @@ def test_a_good_configuration(site: Any) -> None:
     ("one\ntwo\0three\x1b[31m", "one two three [31m"), ("a\u202eb\u2028c\x85d", "a b c d"), ("\ud800x", "x"),
     ("  ", ""), ("x" * 2000, "x" * 999 + "…"), ("żółw", "żółw"), ("dn: o=grid", "dn: o=grid")])
 def test_what_endorsers_write_becomes_one_line(text: str, line: str) -> None:
-    assert sitead.line(text) == line
-    sitead.line(text).encode()
+    assert site_ad.line(text) == line
+    site_ad.line(text).encode()
 
 
 # ---------------------------------------------------------------- images
@@ -400,7 +401,7 @@ def test_images_that_no_node_can_run_are_left_out() -> None:
 
 def test_what_an_admin_may_not_have_meant_is_told(tmp_path: Path) -> None:
     notes: list[str] = []
-    here = Site(tmp_path / "site.yaml", "EXAMPLE", ("star", "cms"), (sitead.Element("ce", "condor-ce://ce"),))
+    here = Site(tmp_path / "site.yaml", "EXAMPLE", ("star", "cms"), (site_ad.Element("ce", "condor-ce://ce"),))
     may = images.Allowed((SiteImage("one", "sha256:" + "a" * 64),), ("star",), (), Limits())
     model._tell(here, may, (Nodes("a", online=1),), notes.append)
     (note,) = notes

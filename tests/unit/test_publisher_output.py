@@ -17,9 +17,9 @@ from cemon_publisher.output import Kept
 
 from tests.conftest import ROOT
 from vmjob import __version__
-from vmjob.errors import JobError, VmjobError
-from vmjob.interrupt import interrupted
-from vmjob.sitead import SiteAd, from_json
+from vmjob.ads.site_ad import SiteAd, from_json
+from vmjob.core.errors import JobError, VmjobError
+from vmjob.core.interrupt import interrupted
 
 pytestmark = pytest.mark.golden
 

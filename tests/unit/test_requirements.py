@@ -8,10 +8,10 @@ import pytest
 from cemon_publisher.example import EXAMPLE, example
 from cemon_publisher.render import cemon, classad
 
-from vmjob.classads import listing, literal, record, words
-from vmjob.matching import CARRIED, Needs
-from vmjob.requirements import CE, CLASSAD, JDL, OLD, evaluate, expression
-from vmjob.sitead import KVM, SiteAd
+from vmjob.ads.site_ad import KVM, SiteAd
+from vmjob.core.classads import listing, literal, record, words
+from vmjob.sites.matching import CARRIED, Needs
+from vmjob.sites.requirements import CE, CLASSAD, JDL, OLD, evaluate, expression
 
 classad2 = pytest.importorskip("classad2", reason="needs HTCondor's Python bindings: pip install htcondor")
 

@@ -13,12 +13,12 @@ import jsonschema
 import pytest
 
 from tests.conftest import ROOT
-from vmjob.guest import selftest
-from vmjob.guest.selftest import Check, Tried, read_facts
-from vmjob.model import AccelChoice, Boot
-from vmjob.result import Failure, Result, StageTime
-from vmjob.trying import Booted, Outcome
-from vmjob.units import MIB
+from vmjob.core.model import AccelChoice, Boot
+from vmjob.core.result import Failure, Result, StageTime
+from vmjob.core.units import MIB
+from vmjob.vetting import selftest
+from vmjob.vetting.image_test import Booted, Outcome
+from vmjob.vetting.selftest import Check, Tried, read_facts
 
 pytestmark = pytest.mark.unit
 

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from vmjob import advertise, nodecheck, policy, schema, siteconfig
+from vmjob.accounting import spool_check
+from vmjob.ads import site_yaml
 from vmjob.cli.main import main
-from vmjob.node import snippets, spools
-from vmjob.site_errors import RecordSpoolFull, SiteBroken
-from vmjob.vm.doctor import FAILURE, OK, WARNING, Check
+from vmjob.core import schema
+from vmjob.core.site_errors import RecordSpoolFull, SiteBroken
+from vmjob.node import advertise, check, snippets
+from vmjob.node.doctor import FAILURE, OK, WARNING, Check
+from vmjob.policy import file
 
 pytestmark = pytest.mark.unit
 
@@ -26,11 +29,11 @@ def test_every_site_and_policy_of_the_docs_is_read(tmp_path: Path) -> None:
     assert len(SITES) >= 2 and POLICIES
     for text in SITES:
         (tmp_path / "site.yaml").write_text(text)
-        site = siteconfig.load(tmp_path / "site.yaml")
+        site = site_yaml.load(tmp_path / "site.yaml")
         assert site.latitude or (site.accounting and site.accounting.benchmark == ("HEPscore23", 17.25))
     for text in POLICIES:
         (tmp_path / "policy.yaml").write_text(text.replace("/etc/vmjob/deny.d", str(tmp_path)))
-        assert policy.load(tmp_path / "policy.yaml")
+        assert file.load(tmp_path / "policy.yaml")
 
 
 def test_a_decimal_is_a_number_only_where_nothing_else_can_stand(tmp_path: Path) -> None:
@@ -53,17 +56,17 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Its site.yaml, and a spool as the docs have it."""
     path, place = tmp_path / "site.yaml", tmp_path / "spool"
     place.mkdir(mode=0o755)
-    for name, mode in spools.MODES.items():
+    for name, mode in spool_check.MODES.items():
         (place / name).mkdir()
         (place / name).chmod(mode)
     path.write_text(json.dumps({"name": "X", "accounting": {"format": "json", "spool": str(place)}}))
     path.chmod(0o644)
-    monkeypatch.setattr(siteconfig, "SITE_CONFIG", path)
+    monkeypatch.setattr(site_yaml, "SITE_CONFIG", path)
     return path
 
 
 def accounting() -> list[Check]:
-    return [one for one in nodecheck._site() if one.name != "site"]
+    return [one for one in check._site() if one.name != "site"]
 
 
 def test_a_spool_that_is_missing_or_closed(site: Path) -> None:
@@ -99,12 +102,12 @@ def test_a_hook_that_lacks_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(snippets, "CONDOR", tmp_path / "config.d")
     monkeypatch.setattr(snippets, "ETC", tmp_path / "etc")
     (tmp_path / "config.d").mkdir()
-    assert "no file in" in next(nodecheck._hook()).text
+    assert "no file in" in next(check._hook()).text
     named = tmp_path / "config.d/99-vmjob-node.conf"
     named.write_text(f"# vmjob-startd.sh\nSTARTD_CRON_VMJOB_EXECUTABLE = {tmp_path}/etc/vmjob-startd.sh\n")
-    [bare] = nodecheck._hook()
+    [bare] = check._hook()
     assert bare.level == WARNING and all(name in bare.text for name in (snippets.HOOK, *snippets.BESIDE))
     assert main(["site", "hook", str(tmp_path / "etc")]) == 0  # makes the folder
     assert (tmp_path / "etc").stat().st_mode & 0o777 == 0o755
-    assert [one.level for one in nodecheck._hook()] == [OK]
+    assert [one.level for one in check._hook()] == [OK]
     assert main(["site", "hook", str(tmp_path / "no/such")]) == 200

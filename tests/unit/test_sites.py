@@ -12,15 +12,15 @@ import pytest
 from cemon_publisher.example import EXAMPLE
 from cemon_publisher.render import classad, glue1, glue2
 
-from vmjob import sitead
-from vmjob.errors import JobError
-from vmjob.site_errors import SitesRefused
-from vmjob.sitead import KVM, TCG, Element, NodeAd, SiteAd, SiteImage
-from vmjob.sites import asking, collector, documents, kept, reading, sources
+from vmjob.ads import site_ad
+from vmjob.ads.site_ad import KVM, TCG, Element, NodeAd, SiteAd, SiteImage
+from vmjob.core.errors import JobError
+from vmjob.core.site_errors import SitesRefused
+from vmjob.sites import cache, child, collector, documents, read, sources
 from vmjob.sites import glue as text
 from vmjob.sites import glue1 as read1
 from vmjob.sites import glue2 as read2
-from vmjob.sites.asking import Answer
+from vmjob.sites.child import Answer
 from vmjob.sites.sources import Source, parse
 
 pytestmark = pytest.mark.unit
@@ -197,9 +197,9 @@ def test_what_is_published_as_a_classad_comes_back() -> None:
 
 
 def test_an_ad_of_words_only_is_enough() -> None:
-    ad = collector.site_ad({sitead.SITE: "A", sitead.HAS: True, sitead.ACCEL: "kvm", sitead.MAX_MEMORY: 2048,
-                            sitead.IMAGES: f"vm_a,vm_sha256_{'7' * 64},vm_b", sitead.VOS: "star, atlas",
-                            sitead.FREE: 3, "Machine": "ce.example.org"}, parse("condor-ce://1.2.3.4", "test"))
+    ad = collector.site_ad({site_ad.SITE: "A", site_ad.HAS: True, site_ad.ACCEL: "kvm", site_ad.MAX_MEMORY: 2048,
+                            site_ad.IMAGES: f"vm_a,vm_sha256_{'7' * 64},vm_b", site_ad.VOS: "star, atlas",
+                            site_ad.FREE: 3, "Machine": "ce.example.org"}, parse("condor-ce://1.2.3.4", "test"))
     assert ad is not None
     assert ad.elements == (Element("ce.example.org", "condor-ce://1.2.3.4", queue=""),)
     assert ad.images == (SiteImage("a", DIGEST), SiteImage("b", ""))
@@ -207,14 +207,14 @@ def test_an_ad_of_words_only_is_enough() -> None:
 
 
 @pytest.mark.parametrize("ad", [
-    {sitead.SITE: "A", collector.CATALOG: "text", collector.NODES: 7, collector.ELEMENTS: [[[]]]},
-    {sitead.SITE: "A", collector.CATALOG: [None, {"Name": 7}], collector.NODES: [{"Total": "many", "Networks": 7}],
+    {site_ad.SITE: "A", collector.CATALOG: "text", collector.NODES: 7, collector.ELEMENTS: [[[]]]},
+    {site_ad.SITE: "A", collector.CATALOG: [None, {"Name": 7}], collector.NODES: [{"Total": "many", "Networks": 7}],
      collector.ELEMENTS: [{"Host": "x"}]},
-    {sitead.SITE: "A\x1b[2J", "VmjobCreated": float("nan")}])
+    {site_ad.SITE: "A\x1b[2J", "VmjobCreated": float("nan")}])
 def test_ads_of_wrong_types_do_no_harm(ad: dict[str, Any]) -> None:
     made = collector.site_ad(ad, parse("condor-ce://ce", "test"))
     assert made is not None
-    assert reading.answer_of({"ads": [sitead.to_json(made)], "notes": []}).ads == (made,)
+    assert read.answer_of({"ads": [site_ad.to_json(made)], "notes": []}).ads == (made,)
 
 
 def test_a_pool_is_a_site_of_its_nodes() -> None:
@@ -233,7 +233,7 @@ def test_a_pool_is_a_site_of_its_nodes() -> None:
 
 
 def test_a_document_is_one_site_or_a_list() -> None:
-    body = sitead.to_json(EXAMPLE)
+    body = site_ad.to_json(EXAMPLE)
     assert documents.parse(json.dumps(body).encode(), "x").ads == (EXAMPLE,)
     both = documents.parse(json.dumps([body, {**body, "name": 7}, {**body, "name": "B"}]).encode(), "x")
     assert [one.name for one in both.ads] == ["EXAMPLE-T2", "B"]
@@ -260,12 +260,12 @@ def test_a_bad_document_is_refused(data: bytes, why: str) -> None:
     ({"name": "a\ud800"}, "half a character"), ({"description": "\udfff"}, "half a character"),
     ({"x\ud800": 1}, "half a character"), ({"latitude": float("nan")}, "NaN"), ({"x": float("inf")}, "NaN")])
 def test_what_only_python_takes_is_refused_from_all(change: dict[str, Any], why: str) -> None:
-    body = {**sitead.to_json(EXAMPLE), **change}
+    body = {**site_ad.to_json(EXAMPLE), **change}
     with pytest.raises(SitesRefused, match=why):
         documents.parse(json.dumps(body).encode(), "x")
-    answer = reading.answer_of({"ads": [body], "notes": []})
+    answer = read.answer_of({"ads": [body], "notes": []})
     assert answer.ads == () and why in answer.notes[0]
-    assert documents.parse(json.dumps([body, sitead.to_json(EXAMPLE)]).encode(), "x").ads == (EXAMPLE,)
+    assert documents.parse(json.dumps([body, site_ad.to_json(EXAMPLE)]).encode(), "x").ads == (EXAMPLE,)
 
 
 def test_an_image_whose_digest_nobody_tells_comes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,9 +273,9 @@ def test_an_image_whose_digest_nobody_tells_comes_through(tmp_path: Path, monkey
     ad, = read1.sites(wnodes(), [])
     assert ad.images[0].digest == ""
     answer = Answer((ad,))
-    assert reading.answer_of(json.loads(json.dumps(asking.document(answer)))) == answer
-    kept.keep(ONE, answer, NOW)
-    assert kept.last(ONE) == kept.Kept((ad,), (), NOW)
+    assert read.answer_of(json.loads(json.dumps(child.document(answer)))) == answer
+    cache.keep(ONE, answer, NOW)
+    assert cache.last(ONE) == cache.Kept((ad,), (), NOW)
 
 
 # ---------------------------------------------------------------- sources
@@ -331,15 +331,15 @@ def test_an_address_is_shown_without_its_secrets() -> None:
 ONE, TWO = parse("ldap://one", "t"), parse("ldap://two", "t")
 
 
-def known(source: Source, **changed: Any) -> reading.Known:
-    return reading.Known(replace(EXAMPLE, **changed), source, NOW)
+def known(source: Source, **changed: Any) -> read.Known:
+    return read.Known(replace(EXAMPLE, **changed), source, NOW)
 
 
 def test_a_site_that_two_tell_of_is_one_and_the_newest_counts() -> None:
     here, there = Element("a", "condor-ce://a"), Element("b", "condor-ce://b")
     old = known(ONE, created=NOW - 60, elements=(here,), max_walltime=1)
     new = known(TWO, created=NOW - 30, elements=(there,), description="", country="")
-    found, = reading.merged([old, new], NOW)
+    found, = read.merged([old, new], NOW)
     assert (found.source, found.ad.max_walltime) == (TWO, EXAMPLE.max_walltime)
     assert found.ad.elements == (there, here)  # each compute element may speak for its own
     assert (found.ad.description, found.ad.country) == (EXAMPLE.description, "Poland")
@@ -348,29 +348,29 @@ def test_a_site_that_two_tell_of_is_one_and_the_newest_counts() -> None:
 def test_what_has_expired_does_not_live_on_without_its_date() -> None:
     """GLUE 1.3 has none."""
     old, twin = known(ONE, expires=NOW - 1), known(ONE, created=0, expires=0)
-    alive, notes = reading._alive([twin, old], NOW)
+    alive, notes = read._alive([twin, old], NOW)
     assert alive == [] and len(notes) == 1
     other, fresh = known(TWO, expires=0), known(ONE, expires=NOW + 9)
-    assert reading._alive([twin, old, other, fresh, known(ONE, name="B", expires=0)], NOW)[0][:2] == [other, fresh]
+    assert read._alive([twin, old, other, fresh, known(ONE, name="B", expires=0)], NOW)[0][:2] == [other, fresh]
 
 
 def test_an_ad_of_the_future_does_not_win_for_ever() -> None:
     true, lie = known(ONE, created=NOW), known(TWO, created=NOW * 100)
-    assert reading.merged([lie, true], NOW)[0].source == ONE
+    assert read.merged([lie, true], NOW)[0].source == ONE
 
 
 def test_what_is_kept_serves_until_it_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VMJOB_CACHE", str(tmp_path))
-    assert kept.last(ONE) is None
-    kept.keep(ONE, Answer((EXAMPLE,), ("a note",)), NOW)
-    assert kept.last(ONE) == kept.Kept((EXAMPLE,), ("a note",), NOW)
-    assert kept.fresh(ONE, NOW + 59) and not kept.fresh(ONE, NOW + 61) and not kept.fresh(ONE, NOW - 1)
+    assert cache.last(ONE) is None
+    cache.keep(ONE, Answer((EXAMPLE,), ("a note",)), NOW)
+    assert cache.last(ONE) == cache.Kept((EXAMPLE,), ("a note",), NOW)
+    assert cache.fresh(ONE, NOW + 59) and not cache.fresh(ONE, NOW + 61) and not cache.fresh(ONE, NOW - 1)
     for path in (tmp_path / "sites").iterdir():
         path.write_text("{")
-    assert kept.last(ONE) is None
+    assert cache.last(ONE) is None
 
 
 def test_a_source_that_is_bad_throughout_is_told_of_in_a_few_lines() -> None:
-    from vmjob.sites.asking import few
+    from vmjob.sites.child import few
 
     assert few(tuple(f"note {number}" for number in range(1000)))[-1] == "and 995 more such things"

@@ -8,13 +8,13 @@ from typing import Any, Optional
 
 import pytest
 
-from vmjob import errors
-from vmjob.classads import Value
-from vmjob.errors import ChirpFailed, VmjobError
-from vmjob.model import AccelChoice
-from vmjob.outcome import failure_of
-from vmjob.progress import Reporter
-from vmjob.result import Result, StageTime
+from vmjob.core import errors
+from vmjob.core.classads import Value
+from vmjob.core.errors import ChirpFailed, VmjobError
+from vmjob.core.model import AccelChoice
+from vmjob.core.progress import Reporter
+from vmjob.core.result import Result, StageTime
+from vmjob.run.outcome import failure_of
 from vmjob.slot import announce, carrier
 from vmjob.slot.announce import Announcer, decision, is_over, summary
 

@@ -8,8 +8,8 @@ from typing import Optional
 
 import pytest
 
-from vmjob.errors import JobError, ScratchFull, SlotTooSmall, WalltimeOver
-from vmjob.model import Boot, ImageFile, Job, Manifest, Resources, Slot
+from vmjob.core.errors import JobError, ScratchFull, SlotTooSmall, WalltimeOver
+from vmjob.core.model import Boot, ImageFile, Job, Manifest, Resources, Slot
 from vmjob.slot.grant import OVERHEAD, grant, needed_memory
 
 pytestmark = pytest.mark.unit

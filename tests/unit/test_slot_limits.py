@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vmjob.model import Slot
-from vmjob.slot.limits import detect
+from vmjob.core.model import Slot
+from vmjob.slot.detect import detect
 
 pytestmark = pytest.mark.unit
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vmjob.errors import FolderBusy, ScratchFull, SlotError
-from vmjob.slot.scratch import claim, scratch, sweep
+from vmjob.core.errors import FolderBusy, ScratchFull, SlotError
+from vmjob.core.scratch import claim, scratch, sweep
 
 pytestmark = pytest.mark.unit
 
@@ -33,7 +33,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.stdout.close()
 
 
-ENTER = ("from pathlib import Path; from vmjob.slot.scratch import *\n"
+ENTER = ("from pathlib import Path; from vmjob.core.scratch import *\n"
          "held = {0}(Path({1!r})); inside = held.__enter__(); (inside / 'left').touch()")
 
 

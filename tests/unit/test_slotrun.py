@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 
 from tests.unit.test_payload import make
-from vmjob import config, slotrun
-from vmjob.chirp import Chirp
-from vmjob.errors import ChirpFailed, JobError, TokenRefused
-from vmjob.model import Job
-from vmjob.payload import read_payload
-from vmjob.progress import Reporter
-from vmjob.result import Result
-from vmjob.resultfile import keep_result
-from vmjob.slot import token
-from vmjob.slotrun import SlotRun, slot_run
-from vmjob.stage import pack
+from vmjob.core import config
+from vmjob.core.errors import ChirpFailed, JobError, TokenRefused
+from vmjob.core.model import Job
+from vmjob.core.progress import Reporter
+from vmjob.core.result import Result
+from vmjob.job.payload import read_payload
+from vmjob.run import slot_run as slotrun
+from vmjob.run.result_file import keep_result
+from vmjob.run.slot_run import SlotRun, slot_run
+from vmjob.slot import submit_side
+from vmjob.slot.chirp import Chirp
+from vmjob.stage.archive import pack
 
 pytestmark = pytest.mark.unit
 
@@ -33,14 +34,14 @@ JOB = Job("j", "micro", ("true",), environment=(("A", "1"), ("B", "2")))
     ("", {"A": "1", "B": "2"}), ("B=3&C=", {"A": "1", "B": "3", "C": ""}),
     ("C=a%26b%3Dc+d%0A%C3%A9", {"A": "1", "B": "2", "C": "a&b=c d\n\u00e9"})])
 def test_parameters(query: str, environment: dict[str, str]) -> None:
-    from vmjob.job import with_parameters
+    from vmjob.job.file import with_parameters
 
     assert dict(with_parameters(JOB, query, "--parameters").environment) == environment
 
 
 @pytest.mark.parametrize("query", ["A", "A=1&&B", "1A=2", "A-B=1", "=1", "A=%00", "A=%ff"])
 def test_parameters_that_are_none(query: str) -> None:
-    from vmjob.job import with_parameters
+    from vmjob.job.file import with_parameters
 
     with pytest.raises(JobError, match="--parameters"):
         with_parameters(JOB, query, "--parameters")
@@ -158,18 +159,18 @@ class Submitter(Chirp):
 @pytest.mark.parametrize("at", ["12.0/token-3", "/s/12/0/cluster12.proc0.subproc0/token-3"])
 def test_a_token_is_read_at_the_submit_side_and_removed_there(at: str, caplog: pytest.LogCaptureFixture) -> None:
     chirp = Submitter(**{"token-3": b"words", "token-4": b""})
-    assert token.fetch(at, chirp) == "words" and len(chirp.files) == 2
+    assert submit_side.fetch(at, chirp) == "words" and len(chirp.files) == 2
     with pytest.raises(TokenRefused, match="empty"):
-        token.fetch(at.replace("-3", "-4"), chirp)
-    token.remove(at, chirp)
+        submit_side.fetch(at.replace("-3", "-4"), chirp)
+    submit_side.remove(at, chirp)
     assert list(chirp.files.values()) == [b""]
     with pytest.raises(TokenRefused, match="is gone") as told:
-        token.fetch(at, chirp)
+        submit_side.fetch(at, chirp)
     assert "submit a new one" in told.value.hint
-    token.remove(at, chirp)  # never raises
+    submit_side.remove(at, chirp)  # never raises
     assert "stays at the submit side" in caplog.text
     with pytest.raises(ChirpFailed, match="the token is at the submit side"):
-        token.fetch(at, None)
+        submit_side.fetch(at, None)
 
 
 @pytest.mark.parametrize("at, name", [("", "token"), ("token-3", "token-3"), ("/s/x/token-3", "token")])
@@ -182,7 +183,7 @@ def test_a_token_beside_the_payload_is_taken_first(tmp_path: Path, at: str, name
     slot_run(SlotRun(tmp_path, tmp_path, token_at=at), Reporter())
     assert seen[0].token == "words" and "words" not in repr(seen) and not (tmp_path / name).exists()
     with pytest.raises(TokenRefused, match="no token in the payload"):
-        token.fetch("token-3", None)
+        submit_side.fetch("token-3", None)
 
 
 # ---------------------------------------------------------------- the site's cache for jobs

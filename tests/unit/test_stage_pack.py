@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from vmjob.errors import InputMissing, JobError
-from vmjob.model import Input
-from vmjob.progress import Bar, Reporter
-from vmjob.stage import pack
-from vmjob.stage.archive import pack_inputs, unpack_outputs
+from vmjob.core.errors import InputMissing, JobError
+from vmjob.core.model import Input
+from vmjob.core.progress import Bar, Reporter
+from vmjob.stage.archive import pack
+from vmjob.stage.archive.pack import pack_inputs
+from vmjob.stage.archive.unpack import unpack_outputs
 
 pytestmark = pytest.mark.unit
 

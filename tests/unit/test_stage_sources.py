@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from vmjob.model import ImageFile
-from vmjob.stage import commands, credentials, flow, plugins
-from vmjob.stage.addresses import origin
-from vmjob.stage.flow import Clock, Failed, Throttle, Watch
-from vmjob.stage.http import Seen, federation
-from vmjob.stage.patience import Patience
-from vmjob.stage.places import file_path, located
-from vmjob.stage.sources import Try, _rank
-from vmjob.stage.speeds import FORGET, Speeds
+from vmjob.core.model import ImageFile
+from vmjob.stage.transfer import condor_plugins, credentials, flow, programs
+from vmjob.stage.transfer.addresses import origin
+from vmjob.stage.transfer.fetch import Try, _rank
+from vmjob.stage.transfer.flow import Clock, Failed, Throttle, Watch
+from vmjob.stage.transfer.http_file import Seen, federation
+from vmjob.stage.transfer.patience import Patience
+from vmjob.stage.transfer.source import file_path, located
+from vmjob.stage.transfer.speeds import FORGET, Speeds
 
 pytestmark = pytest.mark.unit
 
@@ -82,22 +82,22 @@ def test_only_a_strong_validator_is_held_against_a_range() -> None:
 
 
 def test_command_lines() -> None:
-    assert commands.xrdcp_argv("/usr/bin/xrdcp", "root://host//x") == \
+    assert programs.xrdcp_argv("/usr/bin/xrdcp", "root://host//x") == \
         ["/usr/bin/xrdcp", "--nopbar", "--silent", "root://host//x", "-"]
     # gfal2-util is not in Debian 12: this is all that is tested of it
-    assert commands.gfal_argv("gfal-copy", "davs://host/x", Path("/scratch/data"), 59.6) == \
+    assert programs.gfal_argv("gfal-copy", "davs://host/x", Path("/scratch/data"), 59.6) == \
         ["gfal-copy", "--force", "--timeout", "60", "davs://host/x", "file:///scratch/data"]
 
 
 def test_a_grid_command_finds_a_token_only_where_it_belongs() -> None:
     mine = {"BEARER_TOKEN": "opaque", "BEARER_TOKEN_FILE": "/t", "XDG_RUNTIME_DIR": "/run/user/1", "HOME": "/h",
             "_CONDOR_CREDS": "/creds", "XRD_REQUESTTIMEOUT": "7"}
-    foreign = commands.environment("host", mine, WAIT)
+    foreign = programs.environment("host", mine, WAIT)
     assert "BEARER_TOKEN" not in foreign and "_CONDOR_CREDS" not in foreign and "ztn" not in foreign["XrdSecPROTOCOL"]
     assert foreign["HOME"] == "/h" and foreign["XRD_REQUESTTIMEOUT"] == "7" and foreign["XRD_CONNECTIONWINDOW"] == "10"
-    own = commands.environment("host", {**mine, "VMJOB_TOKEN_HOSTS": "host"}, WAIT)
+    own = programs.environment("host", {**mine, "VMJOB_TOKEN_HOSTS": "host"}, WAIT)
     assert own["BEARER_TOKEN"] == "opaque" and "XrdSecPROTOCOL" not in own
-    sending = commands.xrootd_times(WAIT, 600)  # a storage may think
+    sending = programs.xrootd_times(WAIT, 600)  # a storage may think
     assert (sending["XRD_REQUESTTIMEOUT"], sending["XRD_STREAMTIMEOUT"]) == ("600", "60")
 
 
@@ -109,19 +109,19 @@ def test_a_grid_command_finds_a_token_only_where_it_belongs() -> None:
     ("got 404 bytes", False), ("1404 Not Found", False), ("error: 503 Service Unavailable", False),
     ("Operation expired after 30100 ms", False), ("[3012] Internal server error", False)])
 def test_what_no_second_try_mends(said: str, final: bool) -> None:
-    assert commands.is_final(said) is final
+    assert programs.is_final(said) is final
 
 
 def test_what_plugins_of_htcondor_say_and_are_asked() -> None:
     said = 'MultipleFileSupport = true\nPluginType = "FileTransfer"\nSupportedMethods = "http,https, FTP"\n'
-    assert plugins.plugin_methods(said) == ({"http", "https", "ftp"}, True)
-    assert plugins.plugin_methods('SupportedMethods = "data"') == ({"data"}, False)
-    assert plugins.plugin_methods("Segmentation fault") == (set(), False)
-    assert plugins.plugin_request('s3://b/a"b\\c', Path("/s/data")) == \
+    assert condor_plugins.plugin_methods(said) == ({"http", "https", "ftp"}, True)
+    assert condor_plugins.plugin_methods('SupportedMethods = "data"') == ({"data"}, False)
+    assert condor_plugins.plugin_methods("Segmentation fault") == (set(), False)
+    assert condor_plugins.plugin_request('s3://b/a"b\\c', Path("/s/data")) == \
         '[ Url = "s3://b/a\\"b\\\\c"; LocalFileName = "/s/data"; ]\n'
-    assert plugins.plugin_failure("[ TransferSuccess = true; TransferFileBytes = 5 ]") is None
-    assert plugins.plugin_failure('[ TransferSuccess = false; TransferError = "no \\"x\\"\n" ]') == 'no "x"'
-    assert "does not say" in (plugins.plugin_failure("") or "")
+    assert condor_plugins.plugin_failure("[ TransferSuccess = true; TransferFileBytes = 5 ]") is None
+    assert condor_plugins.plugin_failure('[ TransferSuccess = false; TransferError = "no \\"x\\"\n" ]') == 'no "x"'
+    assert "does not say" in (condor_plugins.plugin_failure("") or "")
 
 
 # ---------------------------------------------------------------- who may know what

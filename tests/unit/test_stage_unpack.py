@@ -16,8 +16,8 @@ from typing import Any, Optional
 
 import pytest
 
-from vmjob import interrupt
-from vmjob.errors import (
+from vmjob.core import interrupt
+from vmjob.core.errors import (
     Interrupted,
     OutputRefused,
     OutputTooLarge,
@@ -26,10 +26,11 @@ from vmjob.errors import (
     VmjobError,
     WalltimeOver,
 )
-from vmjob.interrupt import PATIENCE, Signals
-from vmjob.progress import Reporter
-from vmjob.stage import tar, unpack
-from vmjob.stage.archive import Wanted, unpack_outputs
+from vmjob.core.interrupt import PATIENCE, Signals
+from vmjob.core.progress import Reporter
+from vmjob.stage.archive import tar, unpack
+from vmjob.stage.archive.unpack import unpack_outputs
+from vmjob.stage.archive.wanted import Wanted
 
 pytestmark = pytest.mark.unit
 
@@ -164,7 +165,7 @@ def test_member_beyond_4_gib_with_holes_in_the_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize("methods", [1, 2])
 def test_slower_ways_to_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, methods: int) -> None:
     """Where the kernel refuses the fast ways, the bytes are the same."""
-    from vmjob import files
+    from vmjob.core import files
 
     def no(*_: int) -> int:
         raise OSError(errno.EXDEV, "no")

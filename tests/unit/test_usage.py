@@ -13,11 +13,11 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.conftest import ROOT
-from vmjob import spool
-from vmjob.errors import JobError
-from vmjob.ledger import names, read, sums, value
-from vmjob.payer import Payer, payer
-from vmjob.usage import FORMATS, UR, UsageRecord, apel_cloud, from_json, render, to_json, usage_record_xml
+from vmjob.accounting import spool
+from vmjob.accounting.ledger import names, read, sums, value
+from vmjob.accounting.payer import Payer, payer
+from vmjob.accounting.record import FORMATS, UR, UsageRecord, apel_cloud, from_json, render, to_json, usage_record_xml
+from vmjob.core.errors import JobError
 
 pytestmark = pytest.mark.unit
 
@@ -180,7 +180,7 @@ def test_nothing_is_known_without_a_compute_element() -> None:
 
 def test_a_token_that_the_schedd_checked_counts_for_more_than_a_proxy(tmp_path: Path,
                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    from vmjob import identity
+    from vmjob.policy import identity
 
     ad = tmp_path / ".job.ad"
     ad.write_text('AuthTokenSubject = "alice"\nAuthTokenIssuer = "https://atlas.example.org/"\n'

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from vmjob.image.versions import OPERATORS, SYSTEMS, Constraint, compare, fits, parse_range
+from vmjob.vetting.versions import OPERATORS, SYSTEMS, Constraint, compare, fits, parse_range
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vmjob.model import Boot, Network, QemuInfo, VmSpec
+from vmjob.core.model import Boot, Network, QemuInfo, VmSpec
 from vmjob.vm import cmdline, net
 from vmjob.vm.cmdline import command_line
 

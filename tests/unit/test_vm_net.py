@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vmjob.errors import NetworkRefused
-from vmjob.model import Network, QemuInfo
+from vmjob.core.errors import NetworkRefused
+from vmjob.core.model import Network, QemuInfo
 from vmjob.vm import net
 
 pytestmark = pytest.mark.unit

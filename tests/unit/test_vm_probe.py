@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from vmjob import config
-from vmjob.errors import HostError, KvmUnavailable, QemuMissing
-from vmjob.model import Accel, QemuInfo
-from vmjob.vm import doctor, firmware, probe, probe_guest
+from vmjob.core import config
+from vmjob.core.errors import HostError, KvmUnavailable, QemuMissing
+from vmjob.core.model import Accel, QemuInfo
+from vmjob.node import doctor
+from vmjob.vm import firmware, probe, probe_guest
 
 pytestmark = pytest.mark.unit
 

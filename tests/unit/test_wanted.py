@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from vmjob.errors import JobError
-from vmjob.job import check_output
-from vmjob.ownnames import reserved
-from vmjob.stage.wanted import Wanted
+from vmjob.core.errors import JobError
+from vmjob.core.ownnames import reserved
+from vmjob.job.file import check_output
+from vmjob.stage.archive.wanted import Wanted
 
 pytestmark = pytest.mark.unit
 
@@ -83,9 +83,9 @@ def test_names_that_are_the_jobs(name: str) -> None:
 
 def test_what_others_write_in_a_slot_is_reserved() -> None:
     """The lists are written once: what makes the payload, and what HTCondor's own jobs find."""
-    from vmjob import payload, pyz
     from vmjob.batch.description import RESULTS, token_names
-    from vmjob.files import RESULT_FILES
+    from vmjob.core.files import RESULT_FILES
+    from vmjob.job import payload, pyz
 
     names = [payload.NAME, payload.INPUT, payload.TOKEN, payload.WRAPPER, payload.image_place("0" * 64).split("/")[0],
              *map(payload.list_name, range(payload.LISTS)), pyz.PYZ, RESULTS, f"{RESULTS}.part", *RESULT_FILES,

@@ -168,9 +168,9 @@ def test_result_goes_to_scratch_where_here_is_read_only(payload: Path, tmp_path:
 
 def check(result: Any) -> None:
     """The wrapper's result is one as any other."""
-    from vmjob.result import Failure, Result
-    from vmjob.schema import check as fits
-    from vmjob.schema import schema_text
+    from vmjob.core.result import Failure, Result
+    from vmjob.core.schema import check as fits
+    from vmjob.core.schema import schema_text
 
     model = Result(job="", outcome="failed", status=1, failure=Failure("", "", 1, "", "", True)).to_json()
     assert set(result) == set(model) and set(result["failure"]) == set(model["failure"])

@@ -10,14 +10,14 @@ import os
 import re
 from typing import Optional
 
-from vmjob import process
 from vmjob.batch.jobs import JobInfo, State
 from vmjob.batch.pool import Pool, named
 from vmjob.batch.targets import Place
-from vmjob.errors import CommandMissing, SlotError, VmjobError
-from vmjob.machinetext import last_line, lines
-from vmjob.payload import WRAPPER
-from vmjob.pool_errors import JobsPending, JobUnknown, PoolError
+from vmjob.core import process
+from vmjob.core.errors import CommandMissing, SlotError, VmjobError
+from vmjob.core.machinetext import last_line, lines
+from vmjob.core.pool_errors import JobsPending, JobUnknown, PoolError
+from vmjob.job.payload import WRAPPER
 
 TOOL = "condor_ssh_to_job"
 _FILES = {"out": "_condor_stdout", "err": "_condor_stderr"}

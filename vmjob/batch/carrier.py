@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from vmjob import config, locks, process
 from vmjob.batch.description import Submission, carrier_description
 from vmjob.batch.pool import Pool, named, number, quote, translated
 from vmjob.batch.targets import Target
-from vmjob.errors import VmjobError
-from vmjob.pool_errors import PoolError, PoolUnreachable, TransferFailed
-from vmjob.progress import Bar, Reporter
-from vmjob.units import format_size
+from vmjob.core import config, locks, process
+from vmjob.core.errors import VmjobError
+from vmjob.core.pool_errors import PoolError, PoolUnreachable, TransferFailed
+from vmjob.core.progress import Bar, Reporter
+from vmjob.core.units import format_size
 
 _DAY = 24 * 3600
 KEEP_IMAGE = 60 * _DAY  # seconds after the last submission that used it
@@ -100,7 +100,7 @@ def token_carrier(pool: Pool, target: Target, submission: Submission, payload: C
 
 def token_life(path: Path) -> int:
     """Seconds for which a token may lie at a schedd."""
-    from vmjob.tokens import claims_of
+    from vmjob.core.tokens import claims_of
 
     claims = claims_of(path.read_text(encoding="ascii", errors="replace").strip())
     left = claims.expires - time.time() if claims and claims.expires is not None else KEEP_TOKEN

@@ -11,14 +11,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Optional
 
-from vmjob import sitememory
-from vmjob.batch import carrier, nodes
+from vmjob.batch import carrier, memory, nodes
 from vmjob.batch.description import Parameters, Submission, jobs_description
 from vmjob.batch.jobs import ATTRIBUTES, Cluster, JobId, JobInfo, State, among, clusters_of, ended_at, job_of
 from vmjob.batch.pool import Pool, quote, translated
 from vmjob.batch.targets import Target
-from vmjob.pool_errors import JobUnknown, NameTaken, PoolError, PoolRefused, PoolUnreachable
-from vmjob.progress import Reporter
+from vmjob.core.pool_errors import JobUnknown, NameTaken, PoolError, PoolRefused, PoolUnreachable
+from vmjob.core.progress import Reporter
 
 _OURS = "VmjobName =!= undefined"
 _ACTIVE = "JobStatus != 3 && JobStatus != 4"
@@ -58,7 +57,7 @@ class Condor:
         """Send image and payload (the files of ``folder``) and queue the jobs: the cluster's number. All or nothing: of
         a submission that fails nothing stays in the queue but an image that others can use; one that is ``unsure`` was
         cut off while its jobs were queued. How it went is remembered of the target (sitememory)."""
-        with sitememory.noting(self.target.url):
+        with memory.noting(self.target.url):
             return self._submit(submission, folder, reporter)
 
     def _submit(self, submission: Submission, folder: Path, reporter: Reporter) -> int:
@@ -113,7 +112,7 @@ class Condor:
         ads = self.pool.query(_either(ids) if ids else f"{_OURS} && VmjobFetched =!= true", ATTRIBUTES, clusters=True)
         found = [one for one in clusters_of([ad for ad in ads if type(ad.get("VmjobName")) is str])
                  if one.jobs or one.waiting]
-        sitememory.learn(self.target.url, filter(None, (ended_at(job) for one in found for job in one.jobs)))
+        memory.learn(self.target.url, filter(None, (ended_at(job) for one in found for job in one.jobs)))
         return found
 
     def jobs(self, ids: Sequence[JobId]) -> list[JobInfo]:

@@ -10,8 +10,8 @@ from typing import Optional
 
 from vmjob.batch import nodes
 from vmjob.batch.targets import Target
-from vmjob.errors import JobError, VmjobError
-from vmjob.payload import WRAPPER
+from vmjob.core.errors import JobError, VmjobError
+from vmjob.job.payload import WRAPPER
 
 RESULTS = "vmjob-results.tar"
 PROCESS = "$(Process)"

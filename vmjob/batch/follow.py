@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from vmjob.batch.condor import Condor
 from vmjob.batch.jobs import ENDED, JobId, JobInfo, among
-from vmjob.errors import VmjobError
-from vmjob.pool_errors import JobUnknown
+from vmjob.core.errors import VmjobError
+from vmjob.core.pool_errors import JobUnknown
 
 PATIENCE = 600.0  # seconds for which a schedd may be away: it is restarted, or the network is cut
 _LOOKS = 5  # for a job between queue and history

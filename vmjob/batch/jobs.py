@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Optional
 
-from vmjob.errors import HostError, JobError
-from vmjob.sitememory import Ended
+from vmjob.batch.memory import Ended
+from vmjob.core.errors import HostError, JobError
 
 # What a JobInfo is made of; asked for by name, as an ad has some 150 attributes.
 ATTRIBUTES = [

@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vmjob import classads, sitead
-from vmjob.model import Network
-from vmjob.pool_errors import NoSlotFits
-from vmjob.sitead import KVM, NodeAd
-from vmjob.units import MIB, format_size
+from vmjob.ads import site_ad
+from vmjob.ads.site_ad import KVM, NodeAd
+from vmjob.core import classads
+from vmjob.core.model import Network
+from vmjob.core.pool_errors import NoSlotFits
+from vmjob.core.units import MIB, format_size
 
 
 @dataclass(frozen=True)
@@ -44,24 +45,24 @@ def requirements(needs: Needs, said: Said) -> str:
     """A ClassAd expression. Nodes that say nothing are refused where others speak; where nobody does they are all there
     is, and what one says counts as soon as it says so. A network that no node gives is not asked for unless it must be:
     most jobs do not use theirs."""
-    parts = [f"TARGET.{sitead.HAS} {'=?= true' if said.speak else '=!= false'}",
-             f"stringListIMember(MY.Owner, TARGET.{sitead.FAILING}) =!= true"]
+    parts = [f"TARGET.{site_ad.HAS} {'=?= true' if said.speak else '=!= false'}",
+             f"stringListIMember(MY.Owner, TARGET.{site_ad.FAILING}) =!= true"]
     if needs.memory:
-        parts.append(f"(TARGET.{sitead.MAX_MEMORY} >= {-(-needs.memory // MIB)}) =!= false")
+        parts.append(f"(TARGET.{site_ad.MAX_MEMORY} >= {-(-needs.memory // MIB)}) =!= false")
     if needs.kvm:
-        parts.append(f'(TARGET.{sitead.ACCEL} == "{KVM}") =!= false')
+        parts.append(f'(TARGET.{site_ad.ACCEL} == "{KVM}") =!= false')
     if needs.network_must or needs.network in said.networks:
         # of a list that is not there HTCondor 23 says that nothing is in it
-        parts.append(f"(TARGET.{sitead.NETWORKS} =?= undefined || "
-                     f"stringListMember({classads.literal(needs.network)}, TARGET.{sitead.NETWORKS}) =!= false)")
+        parts.append(f"(TARGET.{site_ad.NETWORKS} =?= undefined || "
+                     f"stringListMember({classads.literal(needs.network)}, TARGET.{site_ad.NETWORKS}) =!= false)")
     return " && ".join(parts)
 
 
 def rank(needs: Needs, digest: str) -> str:
     """A ClassAd expression: real KVM first, then nodes that have the image, then those with the network."""
-    parts = [] if needs.emulated else [(f'TARGET.{sitead.ACCEL} =?= "{KVM}"', 4)]
-    parts += [(f"stringListMember({classads.literal(digest)}, TARGET.{sitead.IMAGES}) =?= true", 2),
-              (f"stringListMember({classads.literal(needs.network)}, TARGET.{sitead.NETWORKS}) =?= true", 1)]
+    parts = [] if needs.emulated else [(f'TARGET.{site_ad.ACCEL} =?= "{KVM}"', 4)]
+    parts += [(f"stringListMember({classads.literal(digest)}, TARGET.{site_ad.IMAGES}) =?= true", 2),
+              (f"stringListMember({classads.literal(needs.network)}, TARGET.{site_ad.NETWORKS}) =?= true", 1)]
     return " + ".join(f"({condition} ? {weight} : 0)" for condition, weight in parts)
 
 

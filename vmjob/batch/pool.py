@@ -12,13 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional
 
+from vmjob.ads.node_ad import ADVERTISED, PROJECTION, nodes_of
+from vmjob.ads.site_ad import IMAGES, NodeAd
 from vmjob.batch.description import Request
 from vmjob.batch.targets import Place
-from vmjob.errors import JobError, VmjobError
-from vmjob.nodead import ADVERTISED, PROJECTION, nodes_of
-from vmjob.pool_errors import NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable
-from vmjob.sitead import IMAGES, NodeAd
-from vmjob.units import MIB, format_size
+from vmjob.core.errors import JobError, VmjobError
+from vmjob.core.pool_errors import NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable
+from vmjob.core.units import MIB, format_size
 
 Ad = Any  # classad2.ClassAd: a mapping that gives Python values, or classad2.Value for undefined and error
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 
-from vmjob import pool_errors, process
 from vmjob.batch.pool import Pool
 from vmjob.batch.targets import Target
-from vmjob.errors import VmjobError
-from vmjob.pool_errors import PoolError, PoolUnreachable
-from vmjob.progress import Reporter
+from vmjob.core import pool_errors, process
+from vmjob.core.errors import VmjobError
+from vmjob.core.pool_errors import PoolError, PoolUnreachable
+from vmjob.core.progress import Reporter
 
 PATIENCE = 20.0  # seconds
 

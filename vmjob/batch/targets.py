@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
-from vmjob import config
-from vmjob.errors import JobError
-from vmjob.units import parse_duration
+from vmjob.core import config
+from vmjob.core.errors import JobError
+from vmjob.core.units import parse_duration
 
 ANY = "any"  # in place of a target: see vmjob.placing
 RETRIES = 3
@@ -118,7 +118,7 @@ def at(url: str) -> Target:
 
 
 def _document() -> dict[str, Any]:
-    from vmjob.schema import load_yaml
+    from vmjob.core.schema import load_yaml
 
     path = targets_file()
     return load_yaml(path, "targets") if path.exists() else {}

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from vmjob.errors import JobError
+from vmjob.core.errors import JobError
 
 if TYPE_CHECKING:
-    from vmjob.ledger import Sum
-    from vmjob.usage import UsageRecord
+    from vmjob.accounting.ledger import Sum
+    from vmjob.accounting.record import UsageRecord
 
 _KEYS = ("vo", "image", "user", "day", "site", "machine", "accelerator", "outcome")  # of vmjob.ledger
 _TOLD = 5  # pages that do not count are named, at most
@@ -68,8 +68,8 @@ def add_verbs(verbs: Any) -> None:
 
 def show(args: argparse.Namespace) -> int:
     """Print one record. Raises JobError."""
-    from vmjob.ledger import page
-    from vmjob.usage import render, to_json
+    from vmjob.accounting.ledger import page
+    from vmjob.accounting.record import render, to_json
 
     try:
         record = page(args.file)
@@ -86,8 +86,8 @@ def show(args: argparse.Namespace) -> int:
 
 def sweep(args: argparse.Namespace) -> int:
     """Hand over what dead runs left. Raises JobError where there is no spool."""
-    from vmjob.accounting import sweep_all
-    from vmjob.site_errors import RecordSpoolFull
+    from vmjob.core.site_errors import RecordSpoolFull
+    from vmjob.run.recording import sweep_all
 
     place = args.spool or _own_spool()
     try:
@@ -104,7 +104,7 @@ def sweep(args: argparse.Namespace) -> int:
 
 
 def _own_spool() -> Path:
-    from vmjob.siteconfig import find, load
+    from vmjob.ads.site_yaml import find, load
 
     path = find()
     site = load(path) if path else None
@@ -119,8 +119,8 @@ def _own_spool() -> Path:
 
 def report(args: argparse.Namespace) -> int:
     """Sum, print, draw. Raises JobError."""
+    from vmjob.accounting.ledger import sums
     from vmjob.cli import account_tables
-    from vmjob.ledger import sums
 
     keys = tuple(dict.fromkeys(args.by.split(","))) if args.by else ()
     for key in keys:
@@ -163,7 +163,7 @@ def _csv(by: Sequence[str], rows: Sequence[Sum]) -> None:
 
 
 def _nothing(by: Sequence[str]) -> Sum:
-    from vmjob.ledger import Sum
+    from vmjob.accounting.ledger import Sum
 
     return Sum(tuple(by))
 
@@ -182,8 +182,8 @@ def _day(text: Optional[str], option: str) -> str:
 
 def _read(spools: Sequence[Path], since: str, until: str) -> tuple[list[UsageRecord], int]:
     """The records of these days; how many pages do not count, the first of which are named."""
+    from vmjob.accounting.ledger import names, read, value
     from vmjob.cli.report import choose, say
-    from vmjob.ledger import names, read, value
 
     pages = [path for spool in spools for path in names(spool)]
     records, skipped = [], 0

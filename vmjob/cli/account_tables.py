@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vmjob.accounting.ledger import Sum
 from vmjob.cli.tables import table as columns
-from vmjob.errors import JobError
-from vmjob.ledger import Sum
-from vmjob.units import format_size
+from vmjob.core.errors import JobError
+from vmjob.core.units import format_size
 
 Table = tuple[tuple[str, ...], list[Sum]]
 _BAR, _PANEL = 24, 10  # characters; rows of one panel, the largest

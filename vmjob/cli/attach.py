@@ -12,7 +12,7 @@ _WAIT = 30.0  # seconds for the run to begin: a batch system says "running" befo
 def slot_attach(args: argparse.Namespace) -> int:
     """The guest's shell or console, for a person or a pipe on our own standard streams."""
     from vmjob.cli.report import say
-    from vmjob.errors import Interrupted
+    from vmjob.core.errors import Interrupted
     from vmjob.guest import attach
     from vmjob.slot.running import running
 

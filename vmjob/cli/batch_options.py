@@ -83,11 +83,11 @@ def _common(one: argparse.ArgumentParser) -> None:
 
 def _later(function: str) -> Callable[[argparse.Namespace], int]:
     def call(args: argparse.Namespace) -> int:
-        from vmjob.cli import batch
-        from vmjob.errors import Interrupted
+        from vmjob.cli import queue
+        from vmjob.core.errors import Interrupted
 
         try:
-            status: int = getattr(batch, function)(args)
+            status: int = getattr(queue, function)(args)
             return status
         except Interrupted as stopped:
             if function == "console":  # the way out of it

@@ -12,13 +12,13 @@ from typing import Optional
 from vmjob.batch import targets
 from vmjob.batch.description import MOST_TOKENS
 from vmjob.cli import report, tables
-from vmjob.errors import Interrupted, JobError
-from vmjob.factory import Limits, bad_tries, tell
-from vmjob.job import load_job
-from vmjob.keeping import Cycle, Factory, Settings, wants_of
-from vmjob.logbook import Ended, Logbook
-from vmjob.submit import token_of
-from vmjob.units import format_duration, parse_duration
+from vmjob.core.errors import Interrupted, JobError
+from vmjob.core.units import format_duration, parse_duration
+from vmjob.glidein.factory import Limits, bad_tries, tell
+from vmjob.glidein.history import Ended, Logbook
+from vmjob.glidein.keep import Cycle, Factory, Settings, wants_of
+from vmjob.job.file import load_job
+from vmjob.job.resolve import token_of
 
 
 def keep(args: argparse.Namespace) -> int:

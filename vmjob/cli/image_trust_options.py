@@ -41,7 +41,7 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser], nouns: Any) -> None:
 
 
 def _sign(one: argparse.ArgumentParser) -> None:
-    one.set_defaults(handler=_later("image_trust", "sign"))
+    one.set_defaults(handler=_later("image.sign", "sign"))
     one.add_argument("image", metavar="IMAGE", nargs="*", help="name, digest or path of a manifest.yaml")
     one.add_argument("-o", "--out", metavar="FILE", type=Path, help="the signed list")
     one.add_argument("--from", metavar="LIST.yaml", dest="settings", type=Path,
@@ -68,7 +68,7 @@ def _sign(one: argparse.ArgumentParser) -> None:
 
 
 def _verify(one: argparse.ArgumentParser) -> None:
-    one.set_defaults(handler=_later("image_verify", "verify"))
+    one.set_defaults(handler=_later("image.verify", "verify"))
     one.add_argument("subject", metavar="LIST|IMAGE", help="a signed list, an image of the store, a manifest or a disk")
     one.add_argument("--list", metavar="FILE", dest="lists", action="append", default=[], type=Path,
                      help="a signed list that may vouch for the image (default: those that are followed)")
@@ -77,7 +77,7 @@ def _verify(one: argparse.ArgumentParser) -> None:
 
 
 def _subscribe(one: argparse.ArgumentParser) -> None:
-    one.set_defaults(handler=_later("image_lists", "subscribe"))
+    one.set_defaults(handler=_later("image.lists", "subscribe"))
     one.add_argument("url", metavar="URL", nargs="?", help="http(s) address or file of a signed list")
     one.add_argument("--endorser", metavar="DN", help="who must have signed it; with --ca nothing is asked")
     one.add_argument("--ca", metavar="DN", help="the authority that must have certified the endorser")

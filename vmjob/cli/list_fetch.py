@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmjob import config
-from vmjob.errors import EndorsementRefused, ImageOutOfReach, JobError
-from vmjob.image import smime, trust
-from vmjob.progress import Reporter
-from vmjob.stage import document
-from vmjob.stage.flow import PATIENCE, Failed, Patience
+from vmjob.core import config
+from vmjob.core.errors import EndorsementRefused, ImageOutOfReach, JobError
+from vmjob.core.progress import Reporter
+from vmjob.image.trust import smime, verify
+from vmjob.stage.transfer import document
+from vmjob.stage.transfer.flow import PATIENCE, Failed, Patience
 
 _LONGEST = 600  # seconds for one list, where VMJOB_STAGE_TIMEOUT allows more
 
@@ -18,7 +18,7 @@ def fetch(url: str, reporter: Reporter, patience: Patience = PATIENCE) -> bytes:
     """The signed message at an http(s) address or in a file, within config.stage_timeout() and ten minutes at most.
     Raises ImageOutOfReach, EndorsementRefused, JobError."""
     if "://" not in url:
-        return trust.read_message(Path(url))
+        return verify.read_message(Path(url))
     if not url.startswith(("http://", "https://")):
         raise JobError(f"{url}: a list is fetched by http or https", "or give the path of a file that has it")
     try:

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, Optional
 
-from vmjob.errors import JobError, VmjobError
-from vmjob.escapes import shown
+from vmjob.core.errors import JobError, VmjobError
+from vmjob.core.escapes import shown
 
 _UNTIL_RUN = 10.0  # seconds; importing takes so long on a node that is very busy
 _EXAMPLES = """\
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 class _Version(argparse.Action):
     def __call__(self, *_args: object, **_more: object) -> NoReturn:
-        from vmjob.version import version
+        from vmjob.job.built import version
 
         print(version().lines())
         raise SystemExit(0)
@@ -62,7 +62,7 @@ def parser(only: str = "") -> argparse.ArgumentParser:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; returns the exit status. Every error a user can cause is one line, a hint and its status."""
-    from vmjob.interrupt import Signals
+    from vmjob.core.interrupt import Signals
 
     _open_streams()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -89,7 +89,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return status
     except VmjobError as error:
         if words[0] == "slot-run":
-            from vmjob.slotrun import not_begun
+            from vmjob.run.slot_run import not_begun
 
             not_begun(words, error)
         return tell(error, "--json" in words)
@@ -97,7 +97,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
-        from vmjob.outcome import failure_from_os
+        from vmjob.run.outcome import failure_from_os
 
         return tell(failure_from_os(error), "--json" in words)
 

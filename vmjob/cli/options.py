@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from vmjob.cli.verbs import VERBS
-from vmjob.schema import NAMES
+from vmjob.core.schema import NAMES
 
 _RUN_EXAMPLES = """\
 examples:
@@ -136,27 +136,27 @@ def parameter_options(one: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vmjob.cli import jobs
+    from vmjob.cli import job
 
-    return jobs.run(args)
+    return job.run(args)
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from vmjob.cli import jobs
+    from vmjob.cli import job
 
-    return jobs.pack(args)
+    return job.pack(args)
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from vmjob.cli import jobs
+    from vmjob.cli import job
 
-    return jobs.plan(args)
+    return job.plan(args)
 
 
 def _slot_run(args: argparse.Namespace) -> int:
-    from vmjob.cli import jobs
+    from vmjob.cli import job
 
-    return jobs.slot_run(args)
+    return job.slot_run(args)
 
 
 def _slot_attach(args: argparse.Namespace) -> int:
@@ -166,13 +166,13 @@ def _slot_attach(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from vmjob.cli import machine
+    from vmjob.cli import doctor as machine
 
     return machine.doctor(args)
 
 
 def _schema(args: argparse.Namespace) -> int:
-    from vmjob.schema import schema_text
+    from vmjob.core.schema import schema_text
 
     print(schema_text(args.name), end="")
     return 0

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 if TYPE_CHECKING:
-    from vmjob.model import Job, Manifest
-    from vmjob.policy import Limits, Policy, Rule
-    from vmjob.verdict import Fact, Verdict
+    from vmjob.core.model import Job, Manifest
+    from vmjob.policy.file import Limits, Policy, Rule
+    from vmjob.policy.verdict import Fact, Verdict
 
 _EXAMPLES = """\
 examples:
@@ -57,8 +57,8 @@ def add_verbs(verbs: Any) -> None:
 
 def check(args: argparse.Namespace) -> int:
     """Explain; the exit status is 0 or that of PolicyRefused. Raises PolicyBroken."""
-    from vmjob import config
-    from vmjob.policy import load
+    from vmjob.core import config
+    from vmjob.policy.file import load
 
     paths = [Path(path).absolute() for path in args.policy] or config.policy_files()
     policies = [load(path) for path in paths]
@@ -74,12 +74,13 @@ def _explain(policies: Sequence[Policy], args: argparse.Namespace) -> int:
     import time
     from dataclasses import replace
 
-    from vmjob import admission, config
-    from vmjob.errors import PolicyRefused
-    from vmjob.image.store import Store
-    from vmjob.progress import Reporter
-    from vmjob.submit import lists_of
-    from vmjob.verdict import decide
+    from vmjob.core import config
+    from vmjob.core.errors import PolicyRefused
+    from vmjob.core.progress import Reporter
+    from vmjob.image.store.images import Store
+    from vmjob.job.resolve import lists_of
+    from vmjob.policy import admission
+    from vmjob.policy.verdict import decide
 
     manifest, _ = Store(config.store_dir()).resolve(args.image)
     facts, job = _facts(args), _job(args)
@@ -102,8 +103,8 @@ def _facts(args: argparse.Namespace) -> tuple[Fact, ...]:
     """Who asks: the user named, or whoever runs this, and what the options add."""
     import os
 
-    from vmjob.identity import known_user, who
-    from vmjob.verdict import Fact
+    from vmjob.policy.identity import known_user, who
+    from vmjob.policy.verdict import Fact
 
     known = known_user(args.user, bool(args.group)) if args.user else who(os.environ)
     return (*known, *(Fact(kind, value, f"--{kind}", True) for kind in ("group", "vo", "fqan")
@@ -111,8 +112,8 @@ def _facts(args: argparse.Namespace) -> tuple[Fact, ...]:
 
 
 def _job(args: argparse.Namespace) -> Job:
-    from vmjob.model import Job, Network, Resources
-    from vmjob.units import parse_duration, parse_size
+    from vmjob.core.model import Job, Network, Resources
+    from vmjob.core.units import parse_duration, parse_size
 
     return Job("check", args.image, ("true",), network=Network(args.network), resources=Resources(
         args.cpus, parse_size(args.memory, "--memory") if args.memory else None, None,
@@ -204,7 +205,7 @@ def _tell(text: str) -> None:
 
 
 def _limits(limits: Limits) -> str:
-    from vmjob.units import format_duration, format_size
+    from vmjob.core.units import format_duration, format_size
 
     return ", ".join(text for text in (
         f"memory {format_size(limits.memory)}" if limits.memory is not None else "",

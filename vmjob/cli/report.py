@@ -9,9 +9,9 @@ import threading
 import time
 from typing import Any, Optional, TextIO
 
-from vmjob.escapes import shown
-from vmjob.progress import Bar, Reporter
-from vmjob.units import format_duration
+from vmjob.core.escapes import shown
+from vmjob.core.progress import Bar, Reporter
+from vmjob.core.units import format_duration
 
 
 class _TqdmBar(Bar):

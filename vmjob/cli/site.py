@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 if TYPE_CHECKING:
-    from vmjob.node.plan import Plan
+    from vmjob.node.doctor import Check
+    from vmjob.node.enable.plan import Plan
+    from vmjob.node.pool_view import View
     from vmjob.node.tree import Tree
-    from vmjob.poolview import View
-    from vmjob.vm.doctor import Check
 
 _EXAMPLES = """\
 examples:
@@ -60,9 +60,9 @@ def add_verbs(verbs: Any) -> None:
     _add_check(nouns)
     _add_enable(nouns)
     _add_disable(nouns)
-    from vmjob.cli import advertise, site_remove
+    from vmjob.cli import site_advertise, site_remove
 
-    advertise.add(nouns)
+    site_advertise.add(nouns)
     site_remove.add(nouns)
 
 
@@ -92,9 +92,10 @@ def check(args: argparse.Namespace) -> int:
     """This node line by line, then every node of the pool; 230 where no VM can run here."""
     from dataclasses import asdict
 
-    from vmjob import config, nodecheck
     from vmjob.api import default_scratch
-    from vmjob.vm.doctor import FAILURE, worst
+    from vmjob.core import config
+    from vmjob.node import check as nodecheck
+    from vmjob.node.doctor import FAILURE, worst
 
     if args.fresh:
         (config.cache_dir() / "probe.json").unlink(missing_ok=True)
@@ -116,21 +117,21 @@ def check(args: argparse.Namespace) -> int:
 
 def _pool(args: argparse.Namespace) -> tuple[Optional[View], Optional[Check]]:
     """What the pool says of its nodes, or why it does not."""
-    from vmjob import poolview
-    from vmjob.errors import VmjobError
-    from vmjob.vm.doctor import FAILURE, WARNING, Check
+    from vmjob.core.errors import VmjobError
+    from vmjob.node import pool_view
+    from vmjob.node.doctor import FAILURE, WARNING, Check
 
-    if args.no_pool or not (args.pool or poolview.here()):
+    if args.no_pool or not (args.pool or pool_view.here()):
         return None, None
     try:
-        return poolview.look(args.pool or ""), None
+        return pool_view.look(args.pool or ""), None
     except VmjobError as error:
         return None, Check("pool", FAILURE if args.pool else WARNING, error.message, error.hint)
 
 
 def _print_checks(checks: Sequence[Check], quiet: bool) -> None:
-    from vmjob.cli.machine import lines
-    from vmjob.vm.doctor import OK
+    from vmjob.cli.doctor import lines
+    from vmjob.node.doctor import OK
 
     for line in lines([one for one in checks if not quiet or one.level != OK], sys.stdout.isatty()):
         print(line, flush=True)
@@ -178,21 +179,21 @@ def changing(one: Any) -> None:
 
 def enable(args: argparse.Namespace) -> int:
     """Print the diff, then apply it. Raises NodeUnchanged."""
-    from vmjob.node import enabling, plan
-    from vmjob.site_errors import NodeUnchanged
+    from vmjob.core.site_errors import NodeUnchanged
+    from vmjob.node.enable import apply, plan
 
     tree = tree_of(args.root)
     notes: list[str] = []
-    known = enabling.users_of(tree)
+    known = apply.users_of(tree)
     users = [who for part in args.users for who in part.split(",") if who]
     if not users and not args.maps:
         raise NodeUnchanged("whom to let in was not said", "name accounts with --users, or a compute element's --map")
-    found = enabling.chosen(users, [Path(name) for name in args.maps], known)
-    wanted = [*found.users, *([enabling.DAEMON] if enabling.DAEMON in known else [])]
+    found = apply.chosen(users, [Path(name) for name in args.maps], known)
+    wanted = [*found.users, *([apply.DAEMON] if apply.DAEMON in known else [])]
     notes += found.odd
 
     def work_out(notes: list[str]) -> Plan:
-        state = enabling.look(tree, args.group, enabling.startd_text(tree), notes)
+        state = apply.look(tree, args.group, apply.startd_text(tree), notes)
         return plan.enable(state, args.group or (state.record.group if state.record else "kvm"), wanted)
 
     return _change(args, tree, work_out, notes)
@@ -200,15 +201,15 @@ def enable(args: argparse.Namespace) -> int:
 
 def disable(args: argparse.Namespace) -> int:
     """Print the diff, then apply it. Raises NodeUnchanged."""
-    from vmjob.node import enabling, plan
+    from vmjob.node.enable import apply, plan
 
     tree = tree_of(args.root)
-    return _change(args, tree, lambda notes: plan.disable(enabling.look(tree, None, "", notes)), [])
+    return _change(args, tree, lambda notes: plan.disable(apply.look(tree, None, "", notes)), [])
 
 
 def tree_of(root: str) -> Tree:
+    from vmjob.core.site_errors import NodeUnchanged
     from vmjob.node.tree import Tree
-    from vmjob.site_errors import NodeUnchanged
 
     if not Path(root).is_dir():
         raise NodeUnchanged(f"--root {root}: there is no such folder", "name the root of an unpacked system")
@@ -217,18 +218,18 @@ def tree_of(root: str) -> Tree:
 
 def _change(args: argparse.Namespace, tree: Tree, work_out: Any, notes: list[str]) -> int:
     from vmjob.cli.report import say
-    from vmjob.node import enabling
+    from vmjob.node.enable import apply
 
     wanted: Plan = work_out(notes)
     diff = wanted.diff()
-    notes += [*wanted.notes, *enabling.hints(tree, wanted)]
-    changed = not args.dry_run and not (wanted.empty and enabling.recorded(tree, wanted))
-    if changed and not enabling.may(tree):
+    notes += [*wanted.notes, *apply.hints(tree, wanted)]
+    changed = not args.dry_run and not (wanted.empty and apply.recorded(tree, wanted))
+    if changed and not apply.may(tree):
         say("refused: only root can change this node. What would change:")
     if not args.json:
         print(diff or "nothing to change", end="" if diff else "\n", flush=True)
     if changed:
-        notes += enabling.apply(tree, wanted, lambda: work_out([]))
+        notes += apply.apply(tree, wanted, lambda: work_out([]))
     if args.json:
         print(json.dumps({"changed": changed and not wanted.empty, "diff": diff, "notes": notes}, indent=1))
     for note in notes:

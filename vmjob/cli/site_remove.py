@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Optional
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
 
-    from vmjob.node.removal import Removal
+    from vmjob.node.remove.plan import Removal
 
 _EXAMPLES = """\
 examples:
@@ -41,7 +41,9 @@ def remove(args: argparse.Namespace) -> int:
     """Print the diff, then apply it. Raises NodeUnchanged."""
     from vmjob.cli.report import say
     from vmjob.cli.site import tree_of
-    from vmjob.node import enabling, removal, removing
+    from vmjob.node.enable import apply
+    from vmjob.node.remove import apply as removing
+    from vmjob.node.remove import plan
 
     tree = tree_of(args.root)
     notes: list[str] = []
@@ -49,12 +51,12 @@ def remove(args: argparse.Namespace) -> int:
     spool: Optional[PurePosixPath] = found.spool if args.spool else None
 
     def work_out() -> Removal:
-        return removal.remove(removing.look(tree, args.hooks, [], sizes=False), args.spool, args.store)
+        return plan.remove(removing.look(tree, args.hooks, [], sizes=False), args.spool, args.store)
 
-    wanted = removal.remove(found, args.spool, args.store)
+    wanted = plan.remove(found, args.spool, args.store)
     diff, changed = wanted.diff(), not args.dry_run and not wanted.empty
     living = "" if wanted.empty else removing.refusal(tree, spool)
-    if changed and not enabling.may(tree):
+    if changed and not apply.may(tree):
         say("refused: only root can change this node. What would change:")
     if not args.json:
         print(diff or "nothing of vmjob is left\n", end="", flush=True)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vmjob.sitead import SiteAd, SiteImage
-    from vmjob.sites.reading import Found, Known
+    from vmjob.ads.site_ad import SiteAd, SiteImage
+    from vmjob.sites.read import Found, Known
 
 _EXAMPLES = """\
 examples:
@@ -54,7 +54,7 @@ def found(args: argparse.Namespace) -> tuple[Found, str]:
     Raises JobError, SitesUnreachable, SitesRefused."""
     from vmjob.cli.report import choose, say
     from vmjob.sites import sources
-    from vmjob.sites.reading import read
+    from vmjob.sites.read import read
 
     settings = sources.chosen(args.sources, "--sites" if hasattr(args, "to") else "--from")
     answer = read(settings.sources, choose(json=args.json), fresh=args.fresh)
@@ -67,8 +67,8 @@ def found(args: argparse.Namespace) -> tuple[Found, str]:
 
 def sites(args: argparse.Namespace) -> int:
     """List them. Raises what ``found`` does, and NoSiteFits for a site that nobody tells of."""
+    from vmjob.ads.site_ad import covers
     from vmjob.cli import sites_for
-    from vmjob.sitead import covers
 
     if sites_for.forget(args):
         return 0
@@ -93,7 +93,7 @@ def sites(args: argparse.Namespace) -> int:
 def _named(name: str, answer: Found) -> Known:
     from difflib import get_close_matches
 
-    from vmjob.site_errors import NoSiteFits
+    from vmjob.core.site_errors import NoSiteFits
 
     by_name = {one.ad.name: one for one in answer.known}
     if name not in by_name:
@@ -107,7 +107,7 @@ def _named(name: str, answer: Found) -> Known:
 
 
 def _document(shown: Sequence[Known], answer: Found) -> dict[str, Any]:
-    from vmjob.sitead import to_json
+    from vmjob.ads.site_ad import to_json
 
     return {"sites": [{"site": to_json(one.ad), "source": str(one.source), "asked": round(one.asked),
                        "stale": one.stale} for one in shown],
@@ -134,8 +134,8 @@ def _table(shown: Sequence[Known], vo: str) -> str:
 
 def _row(one: Known, vo: str) -> list[str]:
     """``vo``: whose images count, empty: all."""
-    from vmjob.sitead import covers
-    from vmjob.units import format_size
+    from vmjob.ads.site_ad import covers
+    from vmjob.core.units import format_size
 
     ad = one.ad
     nodes = ad.online
@@ -156,7 +156,7 @@ def _sum(ad: SiteAd, key: str) -> str:
 
 def _walltime(seconds: int) -> str:
     """Whole hours as batch systems have them; no limit is nothing."""
-    from vmjob.units import format_duration
+    from vmjob.core.units import format_duration
 
     whole = seconds >= 3600 and seconds % 3600 == 0
     return f"{seconds // 3600}h" if whole else format_duration(seconds) if seconds else ""
@@ -176,8 +176,8 @@ def _age(one: Known) -> str:
 
 def _details(one: Known, vo: str) -> list[str]:
     """``vo``: whose images are shown, empty: all."""
-    from vmjob.sitead import covers
-    from vmjob.units import format_size
+    from vmjob.ads.site_ad import covers
+    from vmjob.core.units import format_size
 
     ad = one.ad
     images = [image for image in ad.images if not vo or covers(image.vos, vo)]
@@ -202,7 +202,7 @@ def _details(one: Known, vo: str) -> list[str]:
 
 def _images(images: Sequence[SiteImage]) -> str:
     from vmjob.cli.tables import table
-    from vmjob.units import format_size
+    from vmjob.core.units import format_size
 
     rows = [[one.name, one.version, one.digest[:19], " ".join(filter(None, (one.os, one.os_version))), one.arch,
              format_size(one.size) if one.size else "", _vos(one.vos, 3), one.endorser[:60],

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob.cli import report
-from vmjob.cli.jobs import job_of
-from vmjob.errors import ImageMissing, JobError
-from vmjob.escapes import shown
-from vmjob.site_errors import NoSiteFits
+from vmjob.cli.job import job_of
+from vmjob.core.errors import ImageMissing, JobError
+from vmjob.core.escapes import shown
+from vmjob.core.site_errors import NoSiteFits
 
 if TYPE_CHECKING:
-    from vmjob.matching import Match, Needs
-    from vmjob.model import Job
-    from vmjob.sites.reading import Found
-    from vmjob.submission import Submitted
+    from vmjob.core.model import Job
+    from vmjob.sites.matching import Match, Needs
+    from vmjob.sites.read import Found
+    from vmjob.submit.submission import Submitted
 
 # what job_of asks for besides the options that vmjob sites has
 _NONE: dict[str, Any] = {"name": None, "disk": None, "input": [], "output": [], "outputs_to": None, "env": [],
@@ -40,31 +40,31 @@ def asked(args: argparse.Namespace) -> bool:
 
 def forget(args: argparse.Namespace) -> bool:
     """``--forget``; was that all that was asked for?"""
-    from vmjob import sitememory
+    from vmjob.batch import memory
 
     if args.forget:
         alone = not (args.job or args.image or args.name)
         try:
-            count = sitememory.forget()
+            count = memory.forget()
             if alone and args.json:
                 report.show(json.dumps({"forgotten": count}))
             else:
                 report.say(f"forgot {count} failure{'' if count == 1 else 's'}")
             return alone
         except OSError as refused:
-            raise JobError(f"{sitememory.path()}: cannot be removed: {refused.strerror}",
+            raise JobError(f"{memory.path()}: cannot be removed: {refused.strerror}",
                            "check its folder's permissions") from refused
     return False
 
 
 def needs_of(args: argparse.Namespace, vo: str) -> Needs:
     """What the job of the options needs. An image that is not in the user's store is looked for by its name."""
-    from vmjob import placing
-    from vmjob.matching import Needs
+    from vmjob.sites.matching import Needs
+    from vmjob.submit import anywhere
 
     job, _ = job_of(argparse.Namespace(**{**vars(args), **_NONE, "command": None if args.job else ["true"]}))
     try:
-        return placing.needs_here(job, vo, args.carry_image)
+        return anywhere.needs_here(job, vo, args.carry_image)
     except ImageMissing:
         if args.job or "/" in job.image or job.image.startswith("sha256:"):
             raise
@@ -86,7 +86,7 @@ def sites(args: argparse.Namespace) -> int:
 
 
 def _requirements(args: argparse.Namespace, needs: Needs) -> int:
-    from vmjob.requirements import expression
+    from vmjob.sites.requirements import expression
 
     text = expression(needs, args.requirements)
     report.show(json.dumps({"dialect": args.requirements, "requirements": text}) if args.json else text)
@@ -94,7 +94,7 @@ def _requirements(args: argparse.Namespace, needs: Needs) -> int:
 
 
 def _explain(args: argparse.Namespace, answer: Found, needs: Needs) -> int:
-    from vmjob.placing import candidates
+    from vmjob.submit.anywhere import candidates
 
     ranked = candidates(needs, answer.sites)
     fit = [one for one in ranked if one.ok]
@@ -141,9 +141,9 @@ def not_any(args: argparse.Namespace) -> None:
 
 def submit(args: argparse.Namespace, job: Job, base: Path) -> int:
     """``vmjob submit --to any``."""
-    from vmjob import placing
-    from vmjob.cli.batch import parameters_of
+    from vmjob.cli.queue import parameters_of
     from vmjob.cli.sites import found
+    from vmjob.submit import anywhere
 
     if args.results:
         raise JobError("--results is for the target local", "other results are brought by: vmjob fetch ID -o DIR")
@@ -154,8 +154,8 @@ def submit(args: argparse.Namespace, job: Job, base: Path) -> int:
             wrong.hint += "; where to ask for sites is named by --sites here"
         raise
     answer, vo = found(args)
-    ranked = placing.candidates(placing.needs_here(job, vo, args.carry_image), answer.sites)
-    done = placing.submit_to_any(job, base, ranked, wanted, report.choose(json=args.json), args.carry_image)
+    ranked = anywhere.candidates(anywhere.needs_here(job, vo, args.carry_image), answer.sites)
+    done = anywhere.submit_to_any(job, base, ranked, wanted, report.choose(json=args.json), args.carry_image)
     if not args.json:
         report.say(f"{done.match.site} was chosen: " + "; ".join(each.text for each in done.match.reasons))
     tell(done.submitted, done.match.element.url, args.json, {

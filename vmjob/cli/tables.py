@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from vmjob.batch.jobs import ENDED, Cluster, JobInfo, State
-from vmjob.escapes import shown
-from vmjob.units import format_duration, format_size
+from vmjob.core.escapes import shown
+from vmjob.core.units import format_duration, format_size
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

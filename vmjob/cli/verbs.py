@@ -33,7 +33,7 @@ VERBS = {
     "console": Verb("batch_options", "follow the console of a running job's guest"),
     "ssh": Verb("batch_options", "a shell in a running job's guest, as the job's user"),
     "glidein": Verb("glidein_options", "make slots of a site workers of the VO's own pool"),
-    "image": Verb("image_options", "build, import and look at images"),
+    "image": Verb("image.verbs", "build, import and look at images"),
     "policy": Verb("policy", "what a site lets run, and why"),
     "site": Verb("site", "for admins: let virtual machines into this node, and say so"),
     "sites": Verb("sites", "which sites can run it"),

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Optional
 
-from vmjob.errors import FolderBusy, GuestError, SlotError
+from vmjob.core.errors import FolderBusy, GuestError, SlotError
 
 LEAVE = b"\x1d"  # Ctrl-]
 _BEGIN = b": vmjob begins\n"  # to an agent that does not wait for it, as to any shell, it says nothing

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Optional
 
-from vmjob.errors import AgentFailed
+from vmjob.core.errors import AgentFailed
 
 MAX_LINE = 4096
 MAX_MISSING = 100

@@ -13,8 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
-from vmjob.chirp import literal
-from vmjob.errors import (
+from vmjob.core.errors import (
     ClockWrong,
     CondorFailed,
     CondorMissing,
@@ -24,10 +23,11 @@ from vmjob.errors import (
     TokenRefused,
     VmjobError,
 )
-from vmjob.glideins import FOLDER, SYSTEM_DISK, Glidein, Literal, Times, Worked, reserved_memory, times, with_port
+from vmjob.core.glideins import FOLDER, SYSTEM_DISK, Glidein, Literal, Times, Worked, reserved_memory, times, with_port
+from vmjob.core.model import Granted, Job, Slot
+from vmjob.core.tokens import claims_of
 from vmjob.guest.channel import clean
-from vmjob.model import Granted, Job, Slot
-from vmjob.tokens import claims_of
+from vmjob.slot.chirp import literal
 
 HISTORY = "startd_history"
 WHY = "why"

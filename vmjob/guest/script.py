@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Optional
 
-from vmjob.model import Granted, Job, Slot
+from vmjob.core.model import Granted, Job, Slot
 
 
 def job_script(job: Job) -> str:

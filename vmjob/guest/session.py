@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Optional, TypeVar
 
-from vmjob.errors import AgentFailed, BootFailed, GuestHung, GuestVanished, HostError, KernelPanic, VmjobError
+from vmjob.core.errors import AgentFailed, BootFailed, GuestHung, GuestVanished, HostError, KernelPanic, VmjobError
+from vmjob.core.node_errors import BootStarved, GuestStarved
+from vmjob.core.pace import STARVED, Pace
+from vmjob.core.progress import Reporter
 from vmjob.guest.channel import Channel, State, clean
 from vmjob.guest.courier import Courier
-from vmjob.node_errors import BootStarved, GuestStarved
-from vmjob.pace import STARVED, Pace
-from vmjob.progress import Reporter
 
 _CONSOLE_CAP = 4 * 2**20  # a guest can print for ever; its log may not grow for ever
 _TAIL = 16 * 1024

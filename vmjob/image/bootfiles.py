@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Optional
 
-from vmjob.errors import ImageRefused
-from vmjob.model import ImageFile
+from vmjob.core.errors import ImageRefused
+from vmjob.core.model import ImageFile
 
 _MULTIBOOT, _MULTIBOOT_WITHIN = (0x1BADB002).to_bytes(4, "little"), 8192
 _ELF64_X86 = b"\x7fELF\x02\x01\x01"

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Optional
 
-from vmjob import blockdev, process
-from vmjob.errors import CommandFailed, ImageCorrupt, ImageMissing, ImageRefused
+from vmjob.core import blockdev, process
+from vmjob.core.errors import CommandFailed, ImageCorrupt, ImageMissing, ImageRefused
+from vmjob.core.machinetext import last_line, lines
+from vmjob.core.units import MIB
 from vmjob.image import partitions
-from vmjob.machinetext import last_line, lines
-from vmjob.units import MIB
 
 _QCOW2_KNOWN = 0b11001  # dirty, compression type, extended L2; not 2 (corrupt) and 4 (external data file)
 _NAMED_EXTENTS = re.compile(rb'^\s*(?:RW|RDONLY|NOACCESS)\s+\d+\s+(\w+)(?:\s+"([^"\n]*)")?', re.MULTILINE)

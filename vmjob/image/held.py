@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from vmjob.errors import ImageError
+from vmjob.core.errors import ImageError
 from vmjob.image import manifest as manifests
-from vmjob.image.shared import distrusted
+from vmjob.image.store.shared import distrusted
 
 _LONGEST = 5.0  # seconds for reading manifests; the others' turn comes
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmjob import schema
-from vmjob.errors import ImageError
+from vmjob.core import schema
+from vmjob.core.errors import ImageError
+from vmjob.core.model import Manifest
 from vmjob.manifests import DISK_FORMATS, manifest_from_dict, manifest_to_dict
-from vmjob.model import Manifest
 
 __all__ = ["DISK_FORMATS", "FILE_NAME", "dump", "from_document", "load", "to_document"]
 

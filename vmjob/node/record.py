@@ -7,8 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 
+from vmjob.core.site_errors import NodeUnchanged
 from vmjob.node.snippets import STATE
-from vmjob.site_errors import NodeUnchanged
 
 RECORD = STATE / "enabled.json"
 _FORMAT = 1

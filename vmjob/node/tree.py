@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Optional
 
+from vmjob.core.site_errors import NodeUnchanged
 from vmjob.node import wipe
-from vmjob.site_errors import NodeUnchanged
 
 _PATIENCE = 15  # seconds, as lckpwdf(3) has it
 _LARGEST = 64 * 2**20

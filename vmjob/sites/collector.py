@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
-from vmjob import nodead, sitead
-from vmjob.nodekinds import kinds
-from vmjob.site_errors import SitesUnreachable
-from vmjob.sitead import ANYBODY, KVM, TCG, Element, NodeAd, Nodes, SiteAd, SiteImage, line
-from vmjob.sites.asking import Answer
+from vmjob.ads import node_ad
+from vmjob.ads import site_ad as sitead
+from vmjob.ads.node_kinds import kinds
+from vmjob.ads.site_ad import ANYBODY, KVM, TCG, Element, NodeAd, Nodes, SiteAd, SiteImage, line
+from vmjob.core.site_errors import SitesUnreachable
+from vmjob.core.units import MIB
+from vmjob.sites.child import Answer
 from vmjob.sites.glue import NAME, digest, digest_of, listed, tagged
 from vmjob.sites.sources import Source
-from vmjob.units import MIB
 
 CREATED, EXPIRES = "VmjobCreated", "VmjobExpires"
 CATALOG, NODES, ELEMENTS = "VmjobCatalog", "VmjobNodes", "VmjobElements"
@@ -26,7 +27,7 @@ PROJECTION = (
     sitead.MAX_MEMORY, sitead.MAX_CPUS, sitead.MAX_WALLTIME, sitead.VOS, sitead.UNLISTED, sitead.FREE, sitead.RUNNING,
     sitead.OCCUPIED, sitead.IMAGES, CATALOG, NODES, ELEMENTS, "Name", "Machine", "TotalIdleJobs")
 _QUERIES: Mapping[str, tuple[str, Sequence[str]]] = {
-    "condor": (nodead.ADVERTISED, nodead.PROJECTION), "condor-ce": (f"{sitead.SITE} =!= undefined", PROJECTION)}
+    "condor": (node_ad.ADVERTISED, node_ad.PROJECTION), "condor-ce": (f"{sitead.SITE} =!= undefined", PROJECTION)}
 _MOST, _LARGEST, _IMAGES = 1000, 2**53, 20000
 Ad = Mapping[str, Any]
 
@@ -35,7 +36,7 @@ def ask(source: Source) -> Answer:
     """Raises SitesUnreachable, JobError, VmjobError without HTCondor's bindings."""
     from vmjob.batch.pool import Pool, translated
     from vmjob.batch.targets import Place
-    from vmjob.pool_errors import PoolError
+    from vmjob.core.pool_errors import PoolError
 
     pool = Pool(Place(f"[{source.host}]:{source.port}" if ":" in source.host else f"{source.host}:{source.port}"))
     try:
@@ -53,7 +54,7 @@ def ask(source: Source) -> Answer:
         raise SitesUnreachable(f"{source}: {trouble.message}", trouble.hint) from trouble
     machines = len({str(ad.get("Machine")) for ad in others})
     if source.kind == "condor":
-        nodes = nodead.nodes_of(found)
+        nodes = node_ad.nodes_of(found)
         ads = [pool_ad(source, nodes)] if nodes else []
         none = f"none of its {machines} machines says {sitead.HAS}: the startd's hook is not there (docs/site-admin.md)"
     else:
@@ -68,7 +69,7 @@ def plain(value: Any) -> Any:
     import classad2
 
     if isinstance(value, classad2.ClassAd):
-        return {key: plain(nodead.value(value, key)) for key in value}
+        return {key: plain(node_ad.value(value, key)) for key in value}
     if isinstance(value, list):
         return [plain(one) for one in value]
     if isinstance(value, classad2.ExprTree):

@@ -7,12 +7,12 @@ import os
 import stat
 from typing import Any
 
-from vmjob.progress import Bar
-from vmjob.site_errors import SitesRefused, SitesUnreachable
-from vmjob.sitead import SiteAd
-from vmjob.sites.asking import Answer, ad_of
+from vmjob.ads.site_ad import SiteAd
+from vmjob.core.progress import Bar
+from vmjob.core.site_errors import SitesRefused, SitesUnreachable
+from vmjob.core.units import format_size
+from vmjob.sites.child import Answer, ad_of
 from vmjob.sites.sources import Source
-from vmjob.units import format_size
 
 LARGEST = 32 * 2**20
 _HINT = "vmjob-publish json writes such a document, vmjob schema site-ad describes it"
@@ -50,8 +50,8 @@ def _short(error: Exception) -> str:
 
 
 def _fetch(source: Source) -> bytes:
-    from vmjob.stage import document
-    from vmjob.stage.flow import Failed
+    from vmjob.stage.transfer import document
+    from vmjob.stage.transfer.flow import Failed
 
     try:
         return document.fetch(source.place, LARGEST, source.timeout, Bar())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Optional
 
-from vmjob.units import format_size
+from vmjob.core.units import format_size
 
 VALUE = 10000  # bytes of one value
 NAME = 255

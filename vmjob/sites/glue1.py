@@ -11,14 +11,14 @@ import re
 from collections.abc import Sequence
 from typing import Optional
 
-from vmjob import sitead
-from vmjob.sitead import KVM, TCG, Element, Nodes, SiteAd, SiteImage
+from vmjob.ads import site_ad
+from vmjob.ads.site_ad import KVM, TCG, Element, Nodes, SiteAd, SiteImage
+from vmjob.core.units import MIB
 from vmjob.sites.glue import NAME, Entry, digest, digest_of, listed, number, rdns, tagged, vos
-from vmjob.units import MIB
 
 TAGS, SAYS = "GlueHostApplicationSoftwareRunTimeEnvironment", "GlueCECapability"
 FOUND = (f"(|(&(objectClass=GlueSubCluster)({TAGS}=vm_*))"
-         f"(&(objectClass=GlueCE)(|({SAYS}={sitead.HAS})({SAYS}={sitead.VERSION}=*))))")
+         f"(&(objectClass=GlueCE)(|({SAYS}={site_ad.HAS})({SAYS}={site_ad.VERSION}=*))))")
 PARTS = ("GlueCluster", "GlueSubCluster", "GlueCE", "GlueVOView")
 _RULE = "GlueCEAccessControlBaseRule"
 ATTRIBUTES = (
@@ -69,7 +69,7 @@ def _cluster(one: Entry) -> str:
 
 def _runs_vms(parts: Sequence[Entry]) -> bool:
     return any(tagged(tag) for one in parts for tag in one.all(TAGS)) or \
-        any(sitead.HAS in one.all(SAYS) or sitead.VERSION in one.words(SAYS) for one in parts)
+        any(site_ad.HAS in one.all(SAYS) or site_ad.VERSION in one.words(SAYS) for one in parts)
 
 
 def _site(owner: Optional[Entry], part: Entry) -> str:
@@ -93,8 +93,8 @@ def _ad(name: str, parts: Sequence[Entry]) -> SiteAd:
     unique = {one.host + one.queue: one for one in map(_element, elements) if one.host and one.url}
     return SiteAd(
         name, served, tuple(unique.values())[:1000], _nodes(parts, elements, words),
-        _images(parts, views), listed(words.get(sitead.UNLISTED, "")),
-        max((one.max_walltime for one in unique.values()), default=0), words.get(sitead.VERSION, "")[:1000])
+        _images(parts, views), listed(words.get(site_ad.UNLISTED, "")),
+        max((one.max_walltime for one in unique.values()), default=0), words.get(site_ad.VERSION, "")[:1000])
 
 
 def _element(one: Entry) -> Element:
@@ -116,17 +116,17 @@ def _nodes(parts: Sequence[Entry], elements: Sequence[Entry], words: dict[str, s
     if not kinds:
         return ()
     best, total = kinds[0], sum(_known(one.number("GlueSubClusterPhysicalCPUs")) for one in kinds)
-    ours = sitead.VERSION in words or any(sitead.HAS in one.all(SAYS) for one in elements)
-    open_ = any(sitead.HAS in one.all(SAYS) for one in elements) if ours else True
+    ours = site_ad.VERSION in words or any(site_ad.HAS in one.all(SAYS) for one in elements)
+    open_ = any(site_ad.HAS in one.all(SAYS) for one in elements) if ours else True
     total = total if ours else max(total, 1)
     most = elements[0] if elements else Entry("", {})
-    says = sitead.ACCEL in words
+    says = site_ad.ACCEL in words
     return (Nodes(
         best.one("GlueSubClusterName", NAME) if len(kinds) == 1 and best.one("GlueSubClusterName") else "nodes",
-        KVM if words.get(sitead.ACCEL) == KVM else TCG, "" if says else "it does not say whether it has KVM",
-        listed(words.get(sitead.NETWORKS, ""))[:10], total, total if open_ else 0,
+        KVM if words.get(site_ad.ACCEL) == KVM else TCG, "" if says else "it does not say whether it has KVM",
+        listed(words.get(site_ad.NETWORKS, ""))[:10], total, total if open_ else 0,
         _known(best.number("GlueHostArchitectureSMPSize")), best.number("GlueHostMainMemoryRAMSize") * MIB,
-        number(words.get(sitead.MAX_MEMORY, "")) * MIB, number(words.get(sitead.MAX_CPUS, "")),
+        number(words.get(site_ad.MAX_MEMORY, "")) * MIB, number(words.get(site_ad.MAX_CPUS, "")),
         _known(most.number("GlueCEStateFreeJobSlots")) if ours else 0,
         _known(most.number("GlueCEStateRunningJobs")) if ours else 0, 0,
         best.one("GlueHostArchitecturePlatformType") or "x86_64", best.one("GlueHostOperatingSystemName"),
@@ -144,7 +144,7 @@ def _images(parts: Sequence[Entry], views: Sequence[Entry]) -> tuple[SiteImage, 
     tags = dict.fromkeys(tag for one in parts for tag in (*one.all(TAGS), *one.all(SAYS)))
     for tag in tags:
         if (name := tagged(tag.partition("=")[0])) and name not in names:
-            mine.setdefault((name, ""), [sitead.ANYBODY])
+            mine.setdefault((name, ""), [site_ad.ANYBODY])
         if (found := digest_of(tag)) and found not in digests:
-            mine.setdefault((tag[3:22], found), [sitead.ANYBODY])
+            mine.setdefault((tag[3:22], found), [site_ad.ANYBODY])
     return tuple(SiteImage(name, one, tuple(dict.fromkeys(who))) for (name, one), who in mine.items())

@@ -12,14 +12,14 @@ import time
 from collections.abc import Sequence
 from typing import Optional
 
-from vmjob import sitead
-from vmjob.sitead import KVM, TCG, Element, Nodes, SiteAd, SiteImage
+from vmjob.ads import site_ad
+from vmjob.ads.site_ad import KVM, TCG, Element, Nodes, SiteAd, SiteImage
+from vmjob.core.units import MIB
 from vmjob.sites.glue import NAME, Entry, digest, listed, number, rdns, tagged, vos
-from vmjob.units import MIB
 
 CAN_RUN_VMS = "executionmanagement.dynamicvmdeploy"
 INFO = "GLUE2EntityOtherInfo"
-SERVICES = f"(&(objectClass=GLUE2Service)(|(GLUE2ServiceCapability={CAN_RUN_VMS})({INFO}={sitead.SITE}=*)))"
+SERVICES = f"(&(objectClass=GLUE2Service)(|(GLUE2ServiceCapability={CAN_RUN_VMS})({INFO}={site_ad.SITE}=*)))"
 PARTS = ("GLUE2ExecutionEnvironment", "GLUE2ApplicationEnvironment", "GLUE2Endpoint", "GLUE2ComputingShare",
          "GLUE2MappingPolicy", "GLUE2Location", "GLUE2Contact")
 ATTRIBUTES = (
@@ -39,7 +39,7 @@ _PLATFORMS = {"amd64": "x86_64", "arm64": "aarch64"}
 def site(service: Entry, parts: Sequence[Entry], notes: list[str]) -> Optional[SiteAd]:
     """The ad of a service and the entries below it; None where it has no name. Pure but for ``notes``."""
     info = service.words(INFO)
-    name = (info.get(sitead.SITE) or service.one("GLUE2ServiceAdminDomainForeignKey") or _domain(service.dn)
+    name = (info.get(site_ad.SITE) or service.one("GLUE2ServiceAdminDomainForeignKey") or _domain(service.dn)
             or service.one("GLUE2ServiceID"))
     if not name or len(name) > NAME:
         notes.append(f"left out: a service without a site's name ({service.dn[:80]})")
@@ -52,20 +52,20 @@ def site(service: Entry, parts: Sequence[Entry], notes: list[str]) -> Optional[S
     created = _moment(service.one("GLUE2EntityCreationTime"))
     valid = service.number("GLUE2EntityValidity")
     return SiteAd(
-        name, listed(info[sitead.VOS]) if sitead.VOS in info else vos(rules),
+        name, listed(info[site_ad.VOS]) if site_ad.VOS in info else vos(rules),
         tuple(one for part in parts if part.has("GLUE2Endpoint") and (one := _element(part)))[:1000],
         tuple(_nodes(part) for part in parts if part.has("GLUE2ExecutionEnvironment"))[:1000], tuple(images),
-        listed(info.get(sitead.UNLISTED, "")),
-        number(info[sitead.MAX_WALLTIME]) if sitead.MAX_WALLTIME in info else 0 if _ours(info) else
+        listed(info.get(site_ad.UNLISTED, "")),
+        number(info[site_ad.MAX_WALLTIME]) if site_ad.MAX_WALLTIME in info else 0 if _ours(info) else
         max(shares, default=0),
-        info.get(sitead.VERSION, "")[:1000], created, created + valid if created and valid else 0,
+        info.get(site_ad.VERSION, "")[:1000], created, created + valid if created and valid else 0,
         info.get("VmjobDescription", ""), info.get("VmjobWeb", "")[:1000], contact.one("GLUE2ContactDetail"),
         place.one("GLUE2LocationCountry"), _degrees(place.one("GLUE2LocationLatitude"), 90),
         _degrees(place.one("GLUE2LocationLongitude"), 180))
 
 
 def _ours(info: dict[str, str]) -> bool:
-    return sitead.SITE in info
+    return site_ad.SITE in info
 
 
 def _domain(dn: str) -> str:
@@ -82,39 +82,40 @@ def _element(part: Entry) -> Optional[Element]:
     return Element(host[:NAME], url, info.get("VmjobKind") or _KINDS.get(interface, interface or "unknown"),
                    info.get("VmjobBatch", "unknown" if "VmjobHost" not in info else ""),
                    info.get("VmjobBatchVersion", ""), info.get("VmjobQueue", "default")[:1000],
-                   number(info.get(sitead.MAX_WALLTIME, "")))
+                   number(info.get(site_ad.MAX_WALLTIME, "")))
 
 
 def _nodes(part: Entry) -> Nodes:
     own, info = "GLUE2ExecutionEnvironment", part.words(INFO)
     total = part.number(f"{own}TotalInstances")
     online = max(total - part.number(f"{own}UnavailableInstances"), 0)
-    if sitead.HAS not in info:  # another publisher's: that it can is said of the service
+    if site_ad.HAS not in info:  # another publisher's: that it can is said of the service
         total, online = max(total, 1), max(online, 0 if total else 1)
     platform = part.one(f"{own}Platform")
-    says = sitead.ACCEL in info
+    says = site_ad.ACCEL in info
     return Nodes(
         (part.one("GLUE2EntityName") or part.one("GLUE2ResourceID") or "nodes")[:NAME],
-        KVM if info.get(sitead.ACCEL) == KVM else TCG,
-        info.get(sitead.REASON, "" if says else "it does not say whether it has KVM")[:1000],
-        listed(info[sitead.NETWORKS])[:10] if sitead.NETWORKS in info else ("nat",) if not says and
+        KVM if info.get(site_ad.ACCEL) == KVM else TCG,
+        info.get(site_ad.REASON, "" if says else "it does not say whether it has KVM")[:1000],
+        listed(info[site_ad.NETWORKS])[:10] if site_ad.NETWORKS in info else ("nat",) if not says and
         part.one(f"{own}ConnectivityOut") == "true" else (),
-        total, online if info.get(sitead.HAS) != "false" else 0, part.number(f"{own}LogicalCPUs"),
-        part.number(f"{own}MainMemorySize") * MIB, number(info.get(sitead.MAX_MEMORY, "")) * MIB,
-        number(info.get(sitead.MAX_CPUS, "")), number(info.get(sitead.FREE, "")), number(info.get(sitead.RUNNING, "")),
-        number(info.get(sitead.OCCUPIED, "")), info.get("VmjobArch") or _PLATFORMS.get(platform, platform),
+        total, online if info.get(site_ad.HAS) != "false" else 0, part.number(f"{own}LogicalCPUs"),
+        part.number(f"{own}MainMemorySize") * MIB, number(info.get(site_ad.MAX_MEMORY, "")) * MIB,
+        number(info.get(site_ad.MAX_CPUS, "")), number(info.get(site_ad.FREE, "")),
+        number(info.get(site_ad.RUNNING, "")),
+        number(info.get(site_ad.OCCUPIED, "")), info.get("VmjobArch") or _PLATFORMS.get(platform, platform),
         part.one(f"{own}OSName"), part.one(f"{own}OSVersion"))
 
 
 def _image(part: Entry) -> Optional[SiteImage]:
     """None for other software."""
     own, info = "GLUE2ApplicationEnvironment", part.words(INFO)
-    known = digest(info.get(sitead.DIGEST, ""))
+    known = digest(info.get(site_ad.DIGEST, ""))
     name = part.one("GLUE2EntityName", NAME) if known else tagged(part.one(f"{own}AppName"))
     if not name:
         return None
     return SiteImage(
-        name, known, listed(info[sitead.VOS]) if sitead.VOS in info else (sitead.ANYBODY,),
+        name, known, listed(info[site_ad.VOS]) if site_ad.VOS in info else (site_ad.ANYBODY,),
         info.get("VmjobIdentifier", "")[:1000], part.one(f"{own}AppVersion"), part.one(f"{own}Description", 10000),
         info.get("VmjobEndorser", "")[:1000], info.get("VmjobList", "")[:1000], info.get("VmjobArch", "x86_64"),
         info.get("VmjobOs", ""), info.get("VmjobOsVersion", ""), number(info.get("VmjobSize", "")),

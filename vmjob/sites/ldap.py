@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vmjob.errors import VmjobError
-from vmjob.site_errors import SitesRefused, SitesUnreachable
-from vmjob.sitead import SiteAd
+from vmjob.ads.site_ad import SiteAd
+from vmjob.core.errors import VmjobError
+from vmjob.core.site_errors import SitesRefused, SitesUnreachable
+from vmjob.core.units import format_size
 from vmjob.sites import glue1, glue2
-from vmjob.sites.asking import Answer
+from vmjob.sites.child import Answer
 from vmjob.sites.glue import Entry, entry, shown
 from vmjob.sites.sources import GLUE1, GLUE2, Source
-from vmjob.units import format_size
 
 ENTRIES = 20000
 BYTES = 64 * 2**20

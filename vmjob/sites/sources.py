@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Union
 from urllib.parse import unquote
 
-from vmjob import config
-from vmjob.errors import JobError
+from vmjob.core import config
+from vmjob.core.errors import JobError
 
 TIMEOUT = 10
 _LONGEST = 2000  # characters of an address
@@ -47,7 +47,7 @@ class Source:
         """For people: without what is secret in an address."""
         if not self.kind.startswith("http"):
             return self.url
-        from vmjob.stage.credentials import shown
+        from vmjob.stage.transfer.credentials import shown
 
         return shown(self.url)
 
@@ -66,7 +66,7 @@ def sites_file() -> Path:
 
 def load() -> Settings:
     """What the user's sites.yaml says; nothing where there is none. Raises JobError naming file and key."""
-    from vmjob.schema import load_yaml
+    from vmjob.core.schema import load_yaml
 
     path = sites_file()
     if not path.exists():
@@ -122,6 +122,6 @@ def _entry(one: Union[str, dict[str, Any]], where: str, timeout: int, folder: Pa
 
 
 def _seconds(body: dict[str, Any], where: str, usual: int) -> int:
-    from vmjob.units import parse_duration
+    from vmjob.core.units import parse_duration
 
     return parse_duration(body["timeout"], f"{where}.timeout") if "timeout" in body else usual

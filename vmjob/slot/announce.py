@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional
 
-from vmjob.chirp import Chirp, literal
-from vmjob.classads import Value
-from vmjob.errors import Interrupted, StageOutFailed, TokenRefused, VmjobError, WalltimeOver
-from vmjob.progress import Bar, Reporter
-from vmjob.result import Failure, Result
-from vmjob.slot import sources
+from vmjob.core.classads import Value
+from vmjob.core.errors import Interrupted, StageOutFailed, TokenRefused, VmjobError, WalltimeOver
+from vmjob.core.progress import Bar, Reporter
+from vmjob.core.result import Failure, Result
+from vmjob.slot import readers
+from vmjob.slot.chirp import Chirp, literal
 
 log = logging.getLogger("vmjob.slot")
 
@@ -110,8 +110,8 @@ class Announcer(Reporter):
     def begin(cls, environ: Mapping[str, str], inner: Reporter, chirp: Optional[Chirp],
               root: Path = Path("/")) -> Announcer:
         """An announcer for the slot we are in."""
-        machine = sources.ad(environ, root, "_CONDOR_MACHINE_AD").get("machine", "")
-        return cls(inner, chirp, sources.ad(environ, root, "_CONDOR_JOB_AD"), machine)
+        machine = readers.ad(environ, root, "_CONDOR_MACHINE_AD").get("machine", "")
+        return cls(inner, chirp, readers.ad(environ, root, "_CONDOR_JOB_AD"), machine)
 
     def finish(self, result: Result) -> None:
         """Tell the end, and wait until HTCondor knows it: FLUSH seconds at most, HURRY where we are being stopped."""

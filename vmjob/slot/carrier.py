@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from vmjob.chirp import Chirp
-from vmjob.errors import JobError
+from vmjob.core.errors import JobError
+from vmjob.slot.chirp import Chirp
 
 # HTCondor's spool: SPOOL/(cluster mod 10000)/(proc mod 10000)/clusterC.procP.subproc0
 _SPOOLED = re.compile(r"(/.*)/\d+/\d+/cluster\d+\.proc\d+\.subproc\d+/*\Z", re.ASCII)

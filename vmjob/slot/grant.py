@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Optional
 
-from vmjob.errors import JobError, ScratchFull, SlotTooSmall, WalltimeOver
-from vmjob.model import TCG_BUFFER, Granted, Job, Manifest, Slot
-from vmjob.units import GIB, MIB, format_size
+from vmjob.core.errors import JobError, ScratchFull, SlotTooSmall, WalltimeOver
+from vmjob.core.model import TCG_BUFFER, Granted, Job, Manifest, Slot
+from vmjob.core.units import GIB, MIB, format_size
 
 # Beyond the guest's memory: QEMU's own code, buffers and heap, passt, and the worker's Python (60 MiB),
 # all of which the batch system counts.

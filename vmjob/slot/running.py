@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from vmjob import locks
-from vmjob.errors import SlotError
-from vmjob.slot.scratch import PREFIX
+from vmjob.core import locks
+from vmjob.core.errors import SlotError
+from vmjob.core.scratch import PREFIX
 
 _LOCK = ".lock"
 

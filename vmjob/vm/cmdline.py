@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from vmjob.blockdev import stacked
-from vmjob.model import TCG_BUFFER, Boot, QemuInfo, VmSpec
-from vmjob.units import MIB
+from vmjob.core.blockdev import stacked
+from vmjob.core.model import TCG_BUFFER, Boot, QemuInfo, VmSpec
+from vmjob.core.units import MIB
 from vmjob.vm.faults import CMPXCHG16B, NEW_KERNELS
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmjob import blockdev
-from vmjob.errors import CommandFailed, HostError, ScratchFull
-from vmjob.files import FULL
+from vmjob.core import blockdev
+from vmjob.core.errors import CommandFailed, HostError, ScratchFull
+from vmjob.core.files import FULL
 
 
 def create_overlay(path: Path, size: int) -> None:

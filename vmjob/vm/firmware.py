@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from vmjob.errors import HostError
+from vmjob.core.errors import HostError
 
 # (code, variables), the first pair that exists wins; 4 MiB builds first, never those with secure boot
 _PAIRS = (

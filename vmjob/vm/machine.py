@@ -16,10 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
-from vmjob import fences
-from vmjob.errors import QemuFailed, VmjobError
-from vmjob.model import Boot, VmSpec
-from vmjob.node_errors import under_guest
+from vmjob.core import fences
+from vmjob.core.errors import QemuFailed, VmjobError
+from vmjob.core.model import Boot, VmSpec
+from vmjob.core.node_errors import under_guest
 from vmjob.vm.cmdline import SOCKETS, command_line
 from vmjob.vm.qemu import QemuProcess
 

@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
-from vmjob import process
-from vmjob.errors import NetworkRefused
-from vmjob.machinetext import last_line, lines, read
-from vmjob.model import Network, QemuInfo
+from vmjob.core import process
+from vmjob.core.errors import NetworkRefused
+from vmjob.core.machinetext import last_line, lines, read
+from vmjob.core.model import Network, QemuInfo
 from vmjob.vm import meter
 from vmjob.vm.guard import ADDRESS, DNS, GATEWAY, PREFIX, Guard
 

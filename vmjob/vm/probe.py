@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from vmjob import config, locks, process
-from vmjob.errors import KvmUnavailable, QemuMissing
-from vmjob.machinetext import last_line
-from vmjob.model import Accel, AccelChoice, QemuInfo
+from vmjob.core import config, locks, process
+from vmjob.core.errors import KvmUnavailable, QemuMissing
+from vmjob.core.machinetext import last_line
+from vmjob.core.model import Accel, AccelChoice, QemuInfo
 from vmjob.vm.faults import OLDEST_QEMU as OLDEST
 
 log = logging.getLogger("vmjob.probe")

@@ -19,8 +19,8 @@ import time
 from contextlib import suppress
 from typing import Optional
 
-from vmjob import process
-from vmjob.machinetext import last_line
+from vmjob.core import process
+from vmjob.core.machinetext import last_line
 
 log = logging.getLogger("vmjob.probe")
 

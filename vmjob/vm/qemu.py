@@ -13,8 +13,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Optional
 
-from vmjob import machinetext, process
-from vmjob.landlock import Fence
+from vmjob.core import machinetext, process
+from vmjob.core.landlock import Fence
 
 log = logging.getLogger("vmjob.machine")
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from vmjob.sitead import SiteAd
+from vmjob.ads.site_ad import SiteAd
 
 # what vmjob-publish calls them → module here, and what they are
 RENDERINGS = {

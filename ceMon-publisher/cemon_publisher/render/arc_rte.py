@@ -12,8 +12,8 @@ import pkgutil
 import re
 import shlex
 
-from vmjob.classads import line
-from vmjob.sitead import ANYBODY, SiteAd, SiteImage
+from vmjob.ads.site_ad import ANYBODY, SiteAd, SiteImage
+from vmjob.core.classads import line
 
 FOLDER = "ENV/VMJOB"
 _MIB = 2**20

@@ -16,9 +16,9 @@ from typing import Union
 from cemon_publisher import fits
 from cemon_publisher.ldif import clean
 from cemon_publisher.render import glue1
-from vmjob.classads import Value, listing, literal, words
-from vmjob.machinetext import is_number
-from vmjob.sitead import SiteAd, covers
+from vmjob.ads.site_ad import SiteAd, covers
+from vmjob.core.classads import Value, listing, literal, words
+from vmjob.core.machinetext import is_number
 
 Attributes = Mapping[str, Union[Value, tuple[str, ...]]]
 # of what GLUE 1.3 lets repeat, what we have

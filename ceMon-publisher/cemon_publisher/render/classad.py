@@ -39,9 +39,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Union
 
-from vmjob import sitead
-from vmjob.classads import Value, line, listing, literal, record, words
-from vmjob.sitead import ANYBODY, KVM, TCG, Element, Nodes, SiteAd, SiteImage
+from vmjob.ads import site_ad
+from vmjob.ads.site_ad import ANYBODY, KVM, TCG, Element, Nodes, SiteAd, SiteImage
+from vmjob.core.classads import Value, line, listing, literal, record, words
 
 _MIB = 2**20
 _OSG = {"condor": "Condor", "lsf": "LSF", "pbs": "PBS", "sge": "SGE", "slurm": "SLURM"}
@@ -61,22 +61,23 @@ def render(ad: SiteAd) -> str:
 def attributes(ad: SiteAd) -> dict[str, str]:
     """The expressions by name, as ClassAds."""
     online = ad.online
-    has = ("true" if not ad.expires else f"time() < {sitead.EXPIRES}") if online else "false"
-    most = {sitead.MAX_MEMORY: max((one.max_memory // _MIB for one in online), default=0),
-            sitead.MAX_CPUS: max((one.max_cpus for one in online), default=0)}
+    has = ("true" if not ad.expires else f"time() < {site_ad.EXPIRES}") if online else "false"
+    most = {site_ad.MAX_MEMORY: max((one.max_memory // _MIB for one in online), default=0),
+            site_ad.MAX_CPUS: max((one.max_cpus for one in online), default=0)}
     plain: dict[str, Value] = {
-        sitead.SITE: ad.name, sitead.VERSION: ad.version, "VmjobCreated": ad.created, sitead.EXPIRES: ad.expires,
-        sitead.ACCEL: KVM if any(one.accel == KVM for one in online) else TCG, **most,
-        sitead.MAX_WALLTIME: ad.max_walltime}
+        site_ad.SITE: ad.name, site_ad.VERSION: ad.version, "VmjobCreated": ad.created, site_ad.EXPIRES: ad.expires,
+        site_ad.ACCEL: KVM if any(one.accel == KVM for one in online) else TCG, **most,
+        site_ad.MAX_WALLTIME: ad.max_walltime}
     lists = {
-        sitead.NETWORKS: dict.fromkeys(network for one in online for network in one.networks),
-        sitead.VOS: ad.vos, sitead.UNLISTED: ad.unlisted, sitead.IMAGES: [tag for one in ad.images for tag in one.tags]}
+        site_ad.NETWORKS: dict.fromkeys(network for one in online for network in one.networks),
+        site_ad.VOS: ad.vos, site_ad.UNLISTED: ad.unlisted,
+        site_ad.IMAGES: [tag for one in ad.images for tag in one.tags]}
     return {
-        sitead.HAS: has,
+        site_ad.HAS: has,
         **{name: literal(value) for name, value in plain.items() if value},
         **{name: words(values) for name, values in lists.items()},
         **{name: str(sum(getattr(one, key) for one in online)) for name, key in
-           ((sitead.FREE, "free"), (sitead.RUNNING, "running"), (sitead.OCCUPIED, "occupied"))},
+           ((site_ad.FREE, "free"), (site_ad.RUNNING, "running"), (site_ad.OCCUPIED, "occupied"))},
         "VmjobCatalog": _ads(map(_image, ad.images)), "VmjobNodes": _ads(map(_nodes, ad.nodes)),
         "VmjobElements": _ads(map(_element, ad.elements)),
         "OSG_Resource": literal(ad.name), "OSG_ResourceGroup": literal(ad.name),

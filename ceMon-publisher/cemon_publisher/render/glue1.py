@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 
 from cemon_publisher import check, fits
 from cemon_publisher.ldif import Entry, Values, clean, distinct, entry, identifier, short, text, words
-from vmjob import sitead
-from vmjob.sitead import Element, Nodes, SiteAd, covers
+from vmjob.ads import site_ad
+from vmjob.ads.site_ad import Element, Nodes, SiteAd, covers
 
 BASE = "mds-vo-name=resource,o=grid"
 TAGS = "GlueHostApplicationSoftwareRunTimeEnvironment"
@@ -101,7 +101,7 @@ def _ce_id(one: Element) -> str:
 
 
 def _rule(vo: str) -> str:
-    return "ALL" if vo == sitead.ANYBODY else f"VO:{vo}"
+    return "ALL" if vo == site_ad.ANYBODY else f"VO:{vo}"
 
 
 def _nodes(one: Nodes) -> dict[str, Values]:
@@ -118,16 +118,16 @@ def _nodes(one: Nodes) -> dict[str, Values]:
 
 def _element(ad: SiteAd, one: Element) -> dict[str, Values]:
     best = ad.online[0] if ad.online else None
-    own = {sitead.VERSION: ad.version, sitead.UNLISTED: words(ad.unlisted)}
+    own = {site_ad.VERSION: ad.version, site_ad.UNLISTED: words(ad.unlisted)}
     if best:
-        own |= {sitead.ACCEL: best.accel, sitead.NETWORKS: words(best.networks),
-                sitead.MAX_MEMORY: str(best.max_memory // _MIB), sitead.MAX_CPUS: str(best.max_cpus)}
+        own |= {site_ad.ACCEL: best.accel, site_ad.NETWORKS: words(best.networks),
+                site_ad.MAX_MEMORY: str(best.max_memory // _MIB), site_ad.MAX_CPUS: str(best.max_cpus)}
     return {
         "GlueCEName": one.queue, "GlueCEImplementationName": one.kind, "GlueCEInfoHostName": _host(one.host),
         "GlueCEInfoGatekeeperPort": str(_port(one)), "GlueCEInfoContactString": one.url,
         "GlueCEInfoJobManager": one.batch, "GlueCEInfoLRMSType": one.batch, "GlueCEInfoLRMSVersion": one.batch_version,
         "GlueCEInfoTotalCPUs": sum(kind.total * kind.cpus for kind in ad.nodes),
-        "GlueCECapability": [*((sitead.HAS,) if best else ()),
+        "GlueCECapability": [*((site_ad.HAS,) if best else ()),
                              *(f"{key}={value}" for key, value in own.items() if value not in ("", "0"))],
         "GlueCEAccessControlBaseRule": [_rule(vo) for vo in ad.vos] or ["NONE"]}
 

@@ -33,8 +33,8 @@ from functools import partial
 
 from cemon_publisher import check, fits
 from cemon_publisher.ldif import Entry, Values, distinct, entry, identifier, moment, short, text, words
-from vmjob import sitead
-from vmjob.sitead import Element, Nodes, SiteAd
+from vmjob.ads import site_ad
+from vmjob.ads.site_ad import Element, Nodes, SiteAd
 
 BASE = "GLUE2GroupID=resource,o=glue"
 UNKNOWN = 999_999_999_999_999_999  # GFD.147, appendix A: of a number that must be there
@@ -108,9 +108,9 @@ def _service(ad: SiteAd, service: str, when: dict[str, Values]) -> Entry:
         "GLUE2ServiceAdminDomainForeignKey": ad.name,
         "GLUE2ComputingServiceRunningJobs": sum(one.running for one in ad.nodes),
         "GLUE2EntityOtherInfo": _info(**{
-            sitead.SITE: ad.name, sitead.HAS: _bool(bool(ad.online)), sitead.VERSION: ad.version,
-            sitead.VOS: words(ad.vos), sitead.UNLISTED: words(ad.unlisted),
-            sitead.MAX_WALLTIME: ad.max_walltime, "VmjobDescription": ad.description, "VmjobWeb": ad.web})})
+            site_ad.SITE: ad.name, site_ad.HAS: _bool(bool(ad.online)), site_ad.VERSION: ad.version,
+            site_ad.VOS: words(ad.vos), site_ad.UNLISTED: words(ad.unlisted),
+            site_ad.MAX_WALLTIME: ad.max_walltime, "VmjobDescription": ad.description, "VmjobWeb": ad.web})})
 
 
 def _capabilities(ad: SiteAd) -> list[str]:
@@ -122,7 +122,7 @@ def _bool(value: bool) -> str:
 
 
 def _rule(vo: str) -> str:
-    return "ALL" if vo == sitead.ANYBODY else f"VO:{vo}"
+    return "ALL" if vo == site_ad.ANYBODY else f"VO:{vo}"
 
 
 def _state(ad: SiteAd) -> str:
@@ -152,10 +152,10 @@ def _nodes(one: Nodes) -> dict[str, Values]:
         f"{own}VirtualMachine": "false",  # of the node itself, not of what it can run
         f"{own}TotalInstances": one.total, f"{own}UnavailableInstances": max(one.total - one.online, 0),
         "GLUE2EntityOtherInfo": _info(**{
-            sitead.HAS: _bool(bool(one.online)), sitead.ACCEL: one.accel, sitead.REASON: one.reason,
-            sitead.NETWORKS: words(one.networks), sitead.MAX_MEMORY: one.max_memory // _MIB,
-            sitead.MAX_CPUS: one.max_cpus, sitead.FREE: str(one.free), sitead.RUNNING: str(one.running),
-            sitead.OCCUPIED: str(one.occupied), "VmjobArch": one.arch})}
+            site_ad.HAS: _bool(bool(one.online)), site_ad.ACCEL: one.accel, site_ad.REASON: one.reason,
+            site_ad.NETWORKS: words(one.networks), site_ad.MAX_MEMORY: one.max_memory // _MIB,
+            site_ad.MAX_CPUS: one.max_cpus, site_ad.FREE: str(one.free), site_ad.RUNNING: str(one.running),
+            site_ad.OCCUPIED: str(one.occupied), "VmjobArch": one.arch})}
 
 
 def _endpoint(ad: SiteAd, one: Element) -> dict[str, Values]:
@@ -170,7 +170,7 @@ def _endpoint(ad: SiteAd, one: Element) -> dict[str, Values]:
         "GLUE2ComputingEndpointWaitingJobs": one.waiting or None,
         "GLUE2EntityOtherInfo": _info(**{
             "VmjobHost": one.host, "VmjobKind": one.kind, "VmjobBatch": one.batch,
-            "VmjobBatchVersion": one.batch_version, "VmjobQueue": one.queue, sitead.MAX_WALLTIME: one.max_walltime})}
+            "VmjobBatchVersion": one.batch_version, "VmjobQueue": one.queue, site_ad.MAX_WALLTIME: one.max_walltime})}
 
 
 def _share(ad: SiteAd, service: str, top: str, when: dict[str, Values], end: tuple[str, Element], nodes: list[str],
@@ -179,7 +179,7 @@ def _share(ad: SiteAd, service: str, top: str, when: dict[str, Values], end: tup
     endpoint, element = end
     share = short(f"{endpoint.replace(':ComputingEndpoint:', ':ComputingShare:')}/{identifier(vo)}")
     yield _entry(top, when, "Share", share, ("Share", "ComputingShare"), {
-        "GLUE2EntityName": f"{element.queue} for {'all' if vo == sitead.ANYBODY else vo}",
+        "GLUE2EntityName": f"{element.queue} for {'all' if vo == site_ad.ANYBODY else vo}",
         "GLUE2ComputingShareServingState": _state(ad), "GLUE2ComputingShareMappingQueue": element.queue,
         "GLUE2ComputingShareMaxWallTime": fits.walltime(ad, element) or None,
         "GLUE2ComputingShareMaxMainMemory": max((one.max_memory for one in ad.nodes), default=0) // _MIB or None,
@@ -209,7 +209,7 @@ def _images(ad: SiteAd, manager: str, top: str, when: dict[str, Values], nodes: 
             f"{own}RemovalDate": moment(image.expires),
             f"{own}ComputingManagerForeignKey": manager, f"{own}ExecutionEnvironmentForeignKey": where,
             "GLUE2EntityOtherInfo": _info(**{
-                sitead.DIGEST: image.digest, sitead.VOS: words(image.vos), "VmjobIdentifier": image.identifier,
+                site_ad.DIGEST: image.digest, site_ad.VOS: words(image.vos), "VmjobIdentifier": image.identifier,
                 "VmjobEndorser": image.endorser, "VmjobList": image.list, "VmjobArch": image.arch,
                 "VmjobOs": image.os, "VmjobOsVersion": image.os_version, "VmjobSize": image.size,
                 "VmjobMemory": -(-image.memory // _MIB), "VmjobCpus": image.cpus})})

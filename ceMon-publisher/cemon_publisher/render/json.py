@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-from vmjob.errors import VmjobError
-from vmjob.sitead import SiteAd, to_json
+from vmjob.ads.site_ad import SiteAd, to_json
+from vmjob.core.errors import VmjobError
 
 
 def render(ad: SiteAd) -> str:
     """Checked against the schema, by which it is read again. Raises VmjobError where it does not fit: a bug."""
-    from vmjob.schema import check
+    from vmjob.core.schema import check
 
     text = json.dumps(to_json(ad), indent=1, ensure_ascii=False) + "\n"
     check(json.loads(text), "site-ad", f"the site ad of {ad.name}", VmjobError)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from vmjob.sitead import Nodes, SiteAd, SiteImage, covers
+from vmjob.ads.site_ad import Nodes, SiteAd, SiteImage, covers
 
 Sample = tuple[Mapping[str, str], float]
 
