@@ -139,7 +139,7 @@ def test_flock_is_called_in_one_place_and_never_without_end() -> None:
     """A lock that somebody suspended, or hostile, holds for ever must hold nobody else."""
     found = {str(path.relative_to(ROOT)) for path in MODULES
              if re.search(r"\bfcntl\.(flock|lockf|LOCK_[A-Z]+)\b", path.read_text())}
-    assert found == {"vmjob/core/locks.py", "vmjob/node/tree.py"}  # the latter tries the lock of shadow(5), for 15 seconds
+    assert found == {"vmjob/core/locks.py", "vmjob/node/tree.py"}  # the latter: the lock of shadow(5), for 15 seconds
 
 
 def test_modules_stay_small() -> None:
