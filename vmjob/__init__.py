@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.1"
 
 if TYPE_CHECKING:
-    from vmjob.api import pack_job, run_job
+    from vmjob.api import pack_job
     from vmjob.core.errors import VmjobError
     from vmjob.core.model import Input, Job, Resources
     from vmjob.core.progress import Reporter
     from vmjob.core.result import Result
     from vmjob.job.file import load_job
+    from vmjob.run.here import run_job
 
 __all__ = ["Input", "Job", "Reporter", "Resources", "Result", "VmjobError", "load_job", "pack_job", "run_job",
            "submit_job"]

@@ -14,14 +14,7 @@ import pytest
 
 from tests.conftest import ROOT
 from vmjob.batch import carrier, targets
-from vmjob.batch.description import (
-    Parameters,
-    Request,
-    Submission,
-    carrier_description,
-    jobs_description,
-    token_names,
-)
+from vmjob.batch.description import Request, Submission, carrier_description, jobs_description, token_names
 from vmjob.batch.jobs import ATTRIBUTES, JobId, State, clusters_of, job_of, parse_id
 from vmjob.batch.nodes import Needs, Said
 from vmjob.batch.pool import Pool, named
@@ -30,8 +23,8 @@ from vmjob.cli import tables
 from vmjob.core.errors import JobError, VmjobError
 from vmjob.core.model import Accel, Boot, ImageFile, Job, Manifest, Resources
 from vmjob.core.pool_errors import NoSlotFits, PoolError, PoolFull, PoolRefused, PoolUnreachable
-from vmjob.job.parameters import parameters
-from vmjob.submit.submission import request_of
+from vmjob.job.parameters import Parameters, parameters
+from vmjob.submit.request import request_of
 
 pytestmark = pytest.mark.unit
 MIB = 2**20

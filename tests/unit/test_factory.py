@@ -37,7 +37,7 @@ from vmjob.glidein.factory import (
     report,
 )
 from vmjob.glidein.history import STEADY, STOPPED, Ended, Logbook
-from vmjob.submit.submission import _unpack
+from vmjob.submit.results import _unpack
 
 pytestmark = pytest.mark.unit
 NOW = 1_800_000_000.0

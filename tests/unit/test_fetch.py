@@ -17,7 +17,7 @@ from vmjob.batch.jobs import JobId, JobInfo, State
 from vmjob.core.pool_errors import TransferFailed
 from vmjob.core.progress import Reporter
 from vmjob.core.result import Result
-from vmjob.submit import submission
+from vmjob.submit import results
 
 pytestmark = pytest.mark.unit
 
@@ -64,7 +64,7 @@ def spool(tmp_path: Path) -> Spool:
 def fetch(spool: Spool, jobs: Sequence[JobInfo], **more: Any) -> list[str]:
     """What became of each."""
     batch: Any = spool
-    found = submission.fetch(batch, jobs, spool.folder.parent / "out", Reporter(), **more)
+    found = results.fetch(batch, jobs, spool.folder.parent / "out", Reporter(), **more)
     assert [one.job for one in found] == list(jobs)
     return [one.failure.kind if one.failure else one.document["outcome"] for one in found]
 

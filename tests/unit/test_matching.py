@@ -16,8 +16,10 @@ from vmjob.ads.site_ad import Element, Nodes, SiteAd, SiteImage
 from vmjob.batch import memory as sitememory
 from vmjob.batch import reach, targets
 from vmjob.batch.jobs import ended_at, job_of
-from vmjob.cli.sites_for import _lines, not_any
+from vmjob.batch.memory import Mishap
+from vmjob.cli.sites_for import _lines
 from vmjob.cli.sites_options import DIALECTS
+from vmjob.cli.submit import not_any
 from vmjob.core.errors import JobError
 from vmjob.core.model import Accel, Boot, ImageFile, Job, Manifest, Resources
 from vmjob.core.pool_errors import NameTaken, PoolFull, PoolUnreachable
@@ -26,7 +28,7 @@ from vmjob.core.site_errors import NoSiteFits
 from vmjob.core.units import GIB
 from vmjob.job.parameters import parameters
 from vmjob.sites import matching
-from vmjob.sites.matching import CARRIED, SOURCES, Match, Mishap, Needs, match, rank
+from vmjob.sites.matching import CARRIED, SOURCES, Match, Needs, match, rank
 from vmjob.sites.requirements import DIALECTS as SPOKEN
 from vmjob.submit import anywhere, submission
 

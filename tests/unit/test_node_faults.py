@@ -24,7 +24,7 @@ from vmjob.core.scratch import scratch
 from vmjob.guest.channel import State
 from vmjob.guest.courier import Courier
 from vmjob.guest.session import Session
-from vmjob.run.outcome import Run
+from vmjob.run.state import Run
 from vmjob.vm import probe
 
 pytestmark = pytest.mark.unit

@@ -20,7 +20,7 @@ from vmjob.sites import cache, child, collector, documents, read, sources
 from vmjob.sites import glue as text
 from vmjob.sites import glue1 as read1
 from vmjob.sites import glue2 as read2
-from vmjob.sites.child import Answer
+from vmjob.sites.answer import Answer
 from vmjob.sites.sources import Source, parse
 
 pytestmark = pytest.mark.unit
@@ -371,6 +371,6 @@ def test_what_is_kept_serves_until_it_expires(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_source_that_is_bad_throughout_is_told_of_in_a_few_lines() -> None:
-    from vmjob.sites.child import few
+    from vmjob.sites.answer import few
 
     assert few(tuple(f"note {number}" for number in range(1000)))[-1] == "and 995 more such things"

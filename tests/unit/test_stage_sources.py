@@ -13,7 +13,8 @@ import pytest
 from vmjob.core.model import ImageFile
 from vmjob.stage.transfer import condor_plugins, credentials, flow, programs
 from vmjob.stage.transfer.addresses import origin
-from vmjob.stage.transfer.fetch import Try, _rank
+from vmjob.stage.transfer.attempt import Try
+from vmjob.stage.transfer.fetch import _rank
 from vmjob.stage.transfer.flow import Clock, Failed, Throttle, Watch
 from vmjob.stage.transfer.http_file import Seen, federation
 from vmjob.stage.transfer.patience import Patience

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.batch import carrier, memory, nodes
-from vmjob.batch.description import Parameters, Submission, jobs_description
+from vmjob.batch.description import Submission, jobs_description
 from vmjob.batch.jobs import ATTRIBUTES, Cluster, JobId, JobInfo, State, among, clusters_of, ended_at, job_of
 from vmjob.batch.pool import Pool, quote, translated
 from vmjob.batch.targets import Target
 from vmjob.core.pool_errors import JobUnknown, NameTaken, PoolError, PoolRefused, PoolUnreachable
 from vmjob.core.progress import Reporter
+from vmjob.job.parameters import Parameters
 
 _OURS = "VmjobName =!= undefined"
 _ACTIVE = "JobStatus != 3 && JobStatus != 4"
@@ -217,5 +218,3 @@ def file_name(kind: str, job: JobId) -> str:
 
 def _either(ids: Sequence[JobId]) -> str:
     return " || ".join(one.constraint for one in ids) if ids else _OURS
-
-

@@ -11,10 +11,10 @@ from typing import Optional
 from vmjob.batch import nodes
 from vmjob.batch.targets import Target
 from vmjob.core.errors import JobError, VmjobError
+from vmjob.job.parameters import PROCESS, Parameters
 from vmjob.job.payload import WRAPPER
 
 RESULTS = "vmjob-results.tar"
-PROCESS = "$(Process)"
 _TOKEN = f"token-{PROCESS}"
 MOST_TOKENS = 1000
 NOTHING_SAID, NOTHING_NEEDED = nodes.Said(), nodes.Needs()
@@ -29,22 +29,6 @@ class Request:
     memory: int
     disk: int
     walltime: Optional[int] = None
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """How many jobs, and what differs between them, in the form of a URL's query (slot-run --parameters). ``shared``
-    may have $(Process) in it, the job's number, for HTCondor to fill in; ``rows`` (none, or one for each job) comes
-    after it and wins."""
-
-    count: int = 1
-    shared: str = ""
-    rows: tuple[str, ...] = ()
-
-    def of(self, process: int) -> str:
-        """The parameters of one job."""
-        own = self.rows[process] if self.rows else ""
-        return "&".join(filter(None, (self.shared.replace(PROCESS, str(process)), own)))
 
 
 @dataclass(frozen=True)

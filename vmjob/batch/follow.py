@@ -79,4 +79,3 @@ class Following:
         if self._missed[one] >= _LOOKS or not self._known:
             raise JobUnknown(f"there is no job {one} in the queue of {self._batch.target.name}, nor in its history",
                              "vmjob status shows what there is")
-

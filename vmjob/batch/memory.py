@@ -20,7 +20,6 @@ from typing import Any
 from vmjob.core import config, locks
 from vmjob.core.errors import VmjobError
 from vmjob.core.pool_errors import PoolError, PoolFull, PoolRefused, PoolUnreachable, TransferFailed
-from vmjob.sites.matching import FORGOTTEN, Mishap
 
 log = logging.getLogger("vmjob.sites")
 
@@ -162,3 +161,15 @@ def _fresh(places: dict[str, Any], now: float) -> dict[str, Any]:
             found[url] = {"good": entry["good"], "failures": failures}
     newest = sorted(found, key=lambda url: max([found[url]["good"], *(one["time"] for one in found[url]["failures"])]))
     return {url: found[url] for url in newest[-_PLACES:]}
+
+
+@dataclass(frozen=True)
+class Mishap:
+    """A failure that is remembered of a place. ``time``: seconds since 1970."""
+
+    kind: str
+    message: str
+    time: float
+
+
+FORGOTTEN = 6 * 3600.0

@@ -86,8 +86,8 @@ def show(args: argparse.Namespace) -> int:
 
 def sweep(args: argparse.Namespace) -> int:
     """Hand over what dead runs left. Raises JobError where there is no spool."""
+    from vmjob.accounting.sweep import sweep_all
     from vmjob.core.site_errors import RecordSpoolFull
-    from vmjob.run.recording import sweep_all
 
     place = args.spool or _own_spool()
     try:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from vmjob.api import default_scratch
 from vmjob.core import config
+from vmjob.core.config import default_scratch
 
 if TYPE_CHECKING:
     from vmjob.node.doctor import Check

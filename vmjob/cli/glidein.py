@@ -12,6 +12,7 @@ from typing import Optional
 from vmjob.batch import targets
 from vmjob.batch.description import MOST_TOKENS
 from vmjob.cli import report, tables
+from vmjob.cli.tables import counted
 from vmjob.core.errors import Interrupted, JobError
 from vmjob.core.units import format_duration, parse_duration
 from vmjob.glidein.factory import Limits, bad_tries, tell
@@ -155,7 +156,7 @@ def _asks(cycle: Cycle) -> str:
         return "the pool does not answer"
     silent = f" (no answer from {', '.join(demand.silent)})" if demand.silent else ""
     free = f", {sum(demand.free)} are free" if demand.free else ""
-    asked = f"{_plural(demand.jobs, 'idle job')}, {_plural(demand.cpus, 'CPU')}" if demand.jobs else "no idle jobs"
+    asked = f"{counted(demand.jobs, 'idle job')}, {counted(demand.cpus, 'CPU')}" if demand.jobs else "no idle jobs"
     return f"pool: {asked}{free}{silent}"
 
 
@@ -173,7 +174,7 @@ def _ended(one: Ended) -> str:
         where = f" on {one.node}" if one.node else ""
         return f"{one.id} failed{where}: {one.kind}: {one.message}{logs}"
     vain = ", though jobs are idle: do they and its START match? (condor_q -better-analyze)" if one.vain else ""
-    return (f"{one.id} ended: {_plural(one.jobs, 'job')}, busy {format_duration(one.busy_seconds)}, on {one.node}"
+    return (f"{one.id} ended: {counted(one.jobs, 'job')}, busy {format_duration(one.busy_seconds)}, on {one.node}"
             f"{vain}{logs}")
 
 
@@ -181,8 +182,8 @@ def _go_on(live: int, args: argparse.Namespace) -> str:
     if not live:
         return "it has no glide-ins at the target"
     if args.drain:
-        return f"{_plural(live, 'glide-in')} that run go on until they end by themselves; vmjob rm ends them at once"
-    return f"{_plural(live, 'glide-in')} go on; the option --drain removes those that wait, vmjob rm any"
+        return f"{counted(live, 'glide-in')} that run go on until they end by themselves; vmjob rm ends them at once"
+    return f"{counted(live, 'glide-in')} go on; the option --drain removes those that wait, vmjob rm any"
 
 
 def _table(cycle: Cycle, this: Settings, past: list[Ended]) -> str:
@@ -203,10 +204,6 @@ def _table(cycle: Cycle, this: Settings, past: list[Ended]) -> str:
     if last:
         notes.append(f"last failure: {_ended(last)}")
     if demand.large:
-        notes.append(f"for {_plural(demand.large, 'idle job')} one glide-in is too small "
-                     f"({_plural(this.limits.cpus, 'CPU')})")
+        notes.append(f"for {counted(demand.large, 'idle job')} one glide-in is too small "
+                     f"({counted(this.limits.cpus, 'CPU')})")
     return "\n".join([text, *notes])
-
-
-def _plural(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -39,7 +39,7 @@ def show(job: Job, base: Path, scratch: Path, as_json: bool) -> int:
 def show_submission(job: Job, base: Path, args: argparse.Namespace) -> int:
     """Print what ``vmjob submit`` would hand to the target; returns the exit status."""
     from vmjob.batch import targets
-    from vmjob.cli.queue import parameters_of
+    from vmjob.cli.jobargs import parameters_of
     from vmjob.submit import submission
 
     target, wanted = targets.choose(args.to), parameters_of(args)

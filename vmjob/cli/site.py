@@ -92,8 +92,8 @@ def check(args: argparse.Namespace) -> int:
     """This node line by line, then every node of the pool; 230 where no VM can run here."""
     from dataclasses import asdict
 
-    from vmjob.api import default_scratch
     from vmjob.core import config
+    from vmjob.core.config import default_scratch
     from vmjob.node import check as nodecheck
     from vmjob.node.doctor import FAILURE, worst
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from vmjob.cli.sites_options import found, source_options
+
 if TYPE_CHECKING:
     from vmjob.ads.site_ad import SiteAd, SiteImage
     from vmjob.sites.read import Found, Known
@@ -38,31 +40,6 @@ def add_verbs(verbs: Any) -> None:
     one.add_argument("--json", action="store_true", help="print it as JSON")
     one.add_argument("-v", "--verbose", action="count", default=0, help="say more")
     one.set_defaults(handler=sites)
-
-
-def source_options(verb: Any) -> None:
-    """Where to ask, and for whom; whoever has them calls ``found``."""
-    verb.add_argument("--from", metavar="URL", action="append", default=[], dest="sources",
-                      help="ask this instead of those in sites.yaml: ldap://HOST:2170, condor-ce://HOST, "
-                           "condor://HOST, https://HOST/site.json, or the path of such a document (repeatable)")
-    verb.add_argument("--vo", metavar="VO", help="sites that take jobs of this VO (default: vo: in sites.yaml)")
-    verb.add_argument("--fresh", action="store_true", help="ask again, also what answered less than a minute ago")
-
-
-def found(args: argparse.Namespace) -> tuple[Found, str]:
-    """Ask as the options say; troubles and notes are told on stderr. Also whose jobs are meant, empty if nobody said.
-    Raises JobError, SitesUnreachable, SitesRefused."""
-    from vmjob.cli.report import choose, say
-    from vmjob.sites import sources
-    from vmjob.sites.read import read
-
-    settings = sources.chosen(args.sources, "--sites" if hasattr(args, "to") else "--from")
-    answer = read(settings.sources, choose(json=args.json), fresh=args.fresh)
-    for trouble in answer.troubles:
-        say(f"{trouble.message}\n  → {trouble.hint}" if trouble.hint else trouble.message)
-    for note in answer.notes:
-        say(note)
-    return answer, settings.vo if args.vo is None else args.vo
 
 
 def sites(args: argparse.Namespace) -> int:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from vmjob.cli import report
-from vmjob.cli.job import job_of
+from vmjob.cli.jobargs import job_of
 from vmjob.core.errors import ImageMissing, JobError
 from vmjob.core.escapes import shown
 from vmjob.core.site_errors import NoSiteFits
 
 if TYPE_CHECKING:
-    from vmjob.core.model import Job
     from vmjob.sites.matching import Match, Needs
     from vmjob.sites.read import Found
-    from vmjob.submit.submission import Submitted
 
 # what job_of asks for besides the options that vmjob sites has
 _NONE: dict[str, Any] = {"name": None, "disk": None, "input": [], "output": [], "outputs_to": None, "env": [],
@@ -75,7 +71,7 @@ def needs_of(args: argparse.Namespace, vo: str) -> Needs:
 
 def sites(args: argparse.Namespace) -> int:
     """``vmjob sites --for``: 0 where some site fits, else the status of NoSiteFits."""
-    from vmjob.cli.sites import found
+    from vmjob.cli.sites_options import found
     from vmjob.sites import sources
 
     if args.requirements:
@@ -124,53 +120,3 @@ def _document(one: Match) -> dict[str, Any]:
     return {"site": one.site, "url": one.element.url, "kind": one.element.kind, "queue": one.element.queue,
             "fits": one.ok, "score": round(one.score, 3), "free": one.free, "waiting": one.element.waiting,
             "reasons": [asdict(each) for each in one.reasons]}
-
-
-
-
-# ---------------------------------------------------------------- vmjob submit
-
-
-def not_any(args: argparse.Namespace) -> None:
-    """Raises JobError where options are there that only ``--to any`` has a use for."""
-    for option, value in (("--sites", args.sources), ("--vo", args.vo is not None), ("--fresh", args.fresh)):
-        if value:
-            raise JobError(f"{option} is for --to any, and this goes to {args.to or 'the default target'}",
-                           f"leave it out, or: vmjob submit --to any {option} …")
-
-
-def submit(args: argparse.Namespace, job: Job, base: Path) -> int:
-    """``vmjob submit --to any``."""
-    from vmjob.cli.queue import parameters_of
-    from vmjob.cli.sites import found
-    from vmjob.submit import anywhere
-
-    if args.results:
-        raise JobError("--results is for the target local", "other results are brought by: vmjob fetch ID -o DIR")
-    try:
-        wanted = parameters_of(args)
-    except JobError as wrong:
-        if args.table:
-            wrong.hint += "; where to ask for sites is named by --sites here"
-        raise
-    answer, vo = found(args)
-    ranked = anywhere.candidates(anywhere.needs_here(job, vo, args.carry_image), answer.sites)
-    done = anywhere.submit_to_any(job, base, ranked, wanted, report.choose(json=args.json), args.carry_image)
-    if not args.json:
-        report.say(f"{done.match.site} was chosen: " + "; ".join(each.text for each in done.match.reasons))
-    tell(done.submitted, done.match.element.url, args.json, {
-        "site": done.match.site, "reasons": [asdict(each) for each in done.match.reasons],
-        "failed": [{"site": one.site, "url": one.element.url, "kind": error.kind, "message": error.message}
-                   for one, error in done.failed]})
-    return 0
-
-
-def tell(done: Submitted, to: Optional[str], as_json: bool, more: Optional[dict[str, Any]] = None) -> None:
-    """What was queued, and the next thing to do, in words that work as they are."""
-    if as_json:
-        print(json.dumps({"id": str(done.cluster), "jobs": done.jobs, "name": done.name, "target": done.target,
-                          **(more or {})}))
-        return
-    print(f"{done.cluster}: {done.jobs} job{'' if done.jobs == 1 else 's'} named {done.name} at {done.target}")
-    where = f" --to {shlex.quote(to)}" if to else ""
-    report.say(f"next: vmjob wait{where} {done.cluster} && vmjob fetch{where} {done.cluster}")

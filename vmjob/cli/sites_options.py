@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmjob.sites.read import Found
+
 
 from vmjob.cli.options import carry_option
 
@@ -35,3 +40,28 @@ def for_options(verb: Any) -> None:
     verb.add_argument("--requirements", choices=DIALECTS, help="(with --for or --image) ask nobody, and print "
                       "what other systems find such sites by: Requirements of a JDL file, requirements of an HTCondor "
                       "job for ReSS' ads (classad; old for OLD_CLASSAD), a constraint for schedd ads (ce)")
+
+
+def source_options(verb: Any) -> None:
+    """Where to ask, and for whom; whoever has them calls ``found``."""
+    verb.add_argument("--from", metavar="URL", action="append", default=[], dest="sources",
+                      help="ask this instead of those in sites.yaml: ldap://HOST:2170, condor-ce://HOST, "
+                           "condor://HOST, https://HOST/site.json, or the path of such a document (repeatable)")
+    verb.add_argument("--vo", metavar="VO", help="sites that take jobs of this VO (default: vo: in sites.yaml)")
+    verb.add_argument("--fresh", action="store_true", help="ask again, also what answered less than a minute ago")
+
+
+def found(args: argparse.Namespace) -> tuple[Found, str]:
+    """Ask as the options say; troubles and notes are told on stderr. Also whose jobs are meant, empty if nobody said.
+    Raises JobError, SitesUnreachable, SitesRefused."""
+    from vmjob.cli.report import choose, say
+    from vmjob.sites import sources
+    from vmjob.sites.read import read
+
+    settings = sources.chosen(args.sources, "--sites" if hasattr(args, "to") else "--from")
+    answer = read(settings.sources, choose(json=args.json), fresh=args.fresh)
+    for trouble in answer.troubles:
+        say(f"{trouble.message}\n  → {trouble.hint}" if trouble.hint else trouble.message)
+    for note in answer.notes:
+        say(note)
+    return answer, settings.vo if args.vo is None else args.vo

@@ -54,7 +54,6 @@ def words(values: Iterable[str]) -> str:
     return literal(",".join(line(one).replace(",", "_").replace(" ", "_") for one in values))
 
 
-
 def read(text: str) -> dict[str, str]:
     """An ad as HTCondor writes it (old ClassAds, one ``Name = value`` a line): names in lower case, strings without
     their quotes, expressions as they stand.

@@ -203,3 +203,8 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return "unknown"
+
+
+def default_scratch() -> Path:
+    """Where a run keeps its temporary files: $TMPDIR, else /var/tmp (a disk, where /tmp may be memory)."""
+    return Path(os.environ.get("TMPDIR") or "/var/tmp")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 from vmjob.batch.condor import Condor
-from vmjob.batch.description import Parameters
 from vmjob.batch.jobs import JobId, JobInfo, State
 from vmjob.batch.targets import Target
 from vmjob.core import config
@@ -24,7 +23,9 @@ from vmjob.core.progress import Reporter
 from vmjob.glidein.demand import FACTORY, SUBMISSION, Demand, Wants, ask, fleet, pool_at
 from vmjob.glidein.factory import Counts, Limits, Plan, count, decide, ended_of, failed_tries, judged, pause, report
 from vmjob.glidein.history import STOPPED, Ended, Logbook, alone
-from vmjob.submit import submission
+from vmjob.job.parameters import Parameters
+from vmjob.submit import results, submission
+from vmjob.submit.request import memory_of, request_of
 
 _PATIENCE = 300  # seconds after its end for which results that do not come are asked for again
 _LONGEST_NAME = 56  # "-g" and six digits come to it
@@ -90,9 +91,9 @@ def wants_of(job: Job, schedd: str = "", constraint: str = "") -> Wants:
         raise JobError(f"the name '{job.name}' is too long for a factory: its glide-ins get names made from it",
                        f"name: at most {_LONGEST_NAME} characters")
     manifest, _ = Store(config.store_dir()).resolve(job.image)
-    cpus = submission.request_of(job, manifest).cpus
+    cpus = request_of(job, manifest).cpus
     cpus = job.glidein.slots(cpus) if job.glidein else cpus
-    return Wants(job.name, cpus, submission.memory_of(job, manifest), job.resources.disk or 2**30, schedd, constraint)
+    return Wants(job.name, cpus, memory_of(job, manifest), job.resources.disk or 2**30, schedd, constraint)
 
 
 class Factory:
@@ -249,7 +250,7 @@ class Factory:
         if not job.results:
             return one
         try:
-            got, = submission.fetch(batch, [job], self._book.folder_of(one.id), Reporter(), flat=True, keep=True)
+            got, = results.fetch(batch, [job], self._book.folder_of(one.id), Reporter(), flat=True, keep=True)
             failure = got.failure
             if failure is None:
                 one = judged(one, got.document, bool(demand and demand.requests))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 from urllib.parse import quote_plus, urlencode
 
-from vmjob.batch.description import PROCESS, Parameters
 from vmjob.core.errors import JobError
 
 MOST_JOBS = 1_000_000
@@ -62,3 +62,22 @@ def _table(path: Path) -> list[dict[str, str]]:
 
 def _named(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is not None
+
+
+PROCESS = "$(Process)"
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many jobs, and what differs between them, in the form of a URL's query (slot-run --parameters). ``shared``
+    may have $(Process) in it, the job's number, for HTCondor to fill in; ``rows`` (none, or one for each job) comes
+    after it and wins."""
+
+    count: int = 1
+    shared: str = ""
+    rows: tuple[str, ...] = ()
+
+    def of(self, process: int) -> str:
+        """The parameters of one job."""
+        own = self.rows[process] if self.rows else ""
+        return "&".join(filter(None, (self.shared.replace(PROCESS, str(process)), own)))

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING
 
 from vmjob.core import config
 from vmjob.core.errors import EndorsementRefused, JobError
-from vmjob.core.model import Fetch, ImageFile, Job, Manifest, Payload
+from vmjob.core.model import Job, Manifest, Payload
 from vmjob.core.progress import Reporter
 from vmjob.core.units import format_size
+from vmjob.image.trust.subscriptions import own_withdrawal
+from vmjob.job.boot import boot_method
+from vmjob.job.fetching import fetch_of
 from vmjob.job.payload import LISTS
-from vmjob.run import compose
 
 if TYPE_CHECKING:
     from vmjob.image.store.images import Store
-
 
 _LIST = 4 * 2**20  # bytes of a signed list that travels with each payload
 
@@ -35,7 +34,7 @@ def resolve(job: Job, base: Path, store: Store, folder: Path, reporter: Reporter
 
     manifest, files = store.resolve(job.image)
     files = present(manifest, files)  # what is not here is fetched where it is needed
-    compose.boot_method(job, manifest)
+    boot_method(job, manifest)
     token = token_of(job, base)
     archive = folder / "input.tar" if job.inputs else None
     if archive:
@@ -103,59 +102,6 @@ def carried(payload: Payload, reporter: Reporter, carry: bool = False) -> Payloa
     image = home_of(payload).open(payload.manifest, payload.image_files, reporter, fetch_of(payload.manifest, reporter),
                                   layered=False)
     return replace(payload, image_files=image.paths)
-
-
-def own_withdrawal(manifest: Manifest) -> str:
-    """Why a list that the user herself follows no longer has the image; empty: none says so. Raises EndorsementRefused
-    where what is known of her lists cannot be read."""
-    if not (config.own_store() / "lists").is_dir():
-        return ""
-    from vmjob.image.trust.subscriptions import user_folder, withdrawn
-
-    return withdrawn(manifest.digest, [user_folder()]) or ""
-
-
-class Fetching:
-    """A Fetch that is made when the first byte is asked for: mostly a machine has the image, and what brings others
-    need not even be imported. ``count`` hears of the bytes. What else it is asked for, is what it makes asked for."""
-
-    def __init__(self, make: Callable[[], Fetch], count: Callable[[int], None]) -> None:
-        self._make, self._count = make, count
-
-    def __call__(self, file: ImageFile, start: int) -> Iterator[bytes]:
-        for piece in self._made(file, start):
-            self._count(len(piece))
-            yield piece
-
-    @cached_property
-    def _made(self) -> Fetch:
-        return self._make()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._made, name)
-
-
-def fetch_of(manifest: Manifest, reporter: Reporter, way: Optional[Fetch] = None, left: Optional[float] = None,
-             count: Callable[[int], None] = lambda _: None) -> Optional[Fetch]:
-    """Brings files of the image from its sources, or by the submit side's own ``way``; None where there is neither.
-    ``left``: seconds until it is of no use any more, None for no end; ``count`` hears of the bytes that come."""
-    if not manifest.sources:
-        return way and Fetching(lambda: way, count)
-
-    def make() -> Fetch:
-        from vmjob.stage.transfer.fetch import fetcher
-
-        made = fetcher(manifest, carried=way, timeout=stage_time(left), rate=config.stage_rate(), note=reporter.note)
-        assert made  # as there are sources
-        return made
-
-    return Fetching(make, count)
-
-
-def stage_time(left: Optional[float]) -> float:
-    """Seconds that fetching or sending may take, of which ``left`` are left in all. Raises JobError for a setting that
-    is no duration."""
-    return float(config.stage_timeout()) if left is None else max(1.0, min(config.stage_timeout(), left))
 
 
 def home_of(payload: Payload) -> Store:

@@ -19,7 +19,7 @@ from vmjob.core import config
 from vmjob.core.errors import EndorsementRefused, PolicyBroken
 from vmjob.core.model import Job, Manifest, Payload, Slot
 from vmjob.core.result import Decision
-from vmjob.job.resolve import own_withdrawal
+from vmjob.image.trust.subscriptions import own_withdrawal
 
 if TYPE_CHECKING:
     from vmjob.policy.file import Limits, Policy

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmjob.core.accounts import group_name, user_name
 from vmjob.core.errors import PolicyRefused
 
 if TYPE_CHECKING:
@@ -96,21 +97,3 @@ def _by_htcondor(found: os.stat_result) -> bool:
         condor = 0
     return stat.S_ISREG(found.st_mode) and found.st_uid in {0, condor} - ({os.getuid()} - {0}) \
         and not found.st_mode & 0o022
-
-
-def user_name(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def group_name(gid: int) -> str:
-    import grp
-
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)

@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmjob.core.errors import JobError
 from vmjob.core.model import AccelChoice, Boot, Granted, Job, Manifest, QemuInfo, VmSpec
 from vmjob.core.units import parse_duration
 from vmjob.image.store.chain import formats
+from vmjob.job.boot import boot_method
 from vmjob.vm import cmdline
 from vmjob.vm.net import Link
 
@@ -30,20 +30,6 @@ class RunFiles:
     seed: str = "seed.iso"
     firmware_vars: str = "uefi-vars.fd"
     chain: tuple[Path, ...] = ()
-
-
-def boot_method(job: Job, manifest: Manifest) -> Boot:
-    """The job's own choice, else the image's first. Raises JobError when the image has no such method."""
-    if job.boot is None:
-        return manifest.boot[0]
-    if job.boot not in manifest.boot:
-        raise JobError(f"boot: the image {manifest.name} cannot be booted by '{job.boot.value}'",
-                       f"it has: {', '.join(b.value for b in manifest.boot)}")
-    return job.boot
-
-
-def guest_user(job: Job, manifest: Manifest) -> str:
-    return job.user or manifest.user
 
 
 def timeouts(boot: Boot) -> tuple[int, int]:

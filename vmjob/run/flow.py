@@ -21,12 +21,13 @@ from vmjob.core.model import Fetch, Image, Payload, Slot
 from vmjob.core.progress import Reporter
 from vmjob.core.result import Result
 from vmjob.core.units import format_size
+from vmjob.job.boot import boot_method
+from vmjob.job.fetching import fetch_of, stage_time
 from vmjob.job.file import check_address
-from vmjob.job.resolve import fetch_of, stage_time
 from vmjob.run import compose, recording
 from vmjob.run.guest_watch import lost
-from vmjob.run.outcome import Run
 from vmjob.run.result_file import begin, keep_result
+from vmjob.run.state import Run
 from vmjob.slot import register
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
 
     job, manifest = this.payload.job, this.payload.manifest
     with this.stages.stage("stage"):
-        this.boot = compose.boot_method(job, manifest)
+        this.boot = boot_method(job, manifest)
         _admit(this)
         this.send_to = check_address(job.outputs_to, "outputs.to", dict(job.environment))
         stage_time(None)  # a setting that is wrong is told now, and not when the program has ended

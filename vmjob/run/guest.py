@@ -20,9 +20,10 @@ from vmjob.core.interrupt import PAUSE, STOP, Signals, interrupted, walltime_ove
 from vmjob.core.model import Image
 from vmjob.core.node_errors import NetworkLost
 from vmjob.core.pace import Pace
+from vmjob.job.boot import guest_user
 from vmjob.run import compose, guest_watch
-from vmjob.run.outcome import Run
 from vmjob.run.prepare import prepare
+from vmjob.run.state import Run
 from vmjob.vm.cmdline import cpu_model
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class Guest:
 
         this, now = self.this, int(time.time())
         assert self._session and this.granted
-        user = compose.guest_user(this.job, this.payload.manifest)
+        user = guest_user(this.job, this.payload.manifest)
         job, more = this.job, dict[str, str]()
         if job.glidein:
             from vmjob.guest.glidein import program

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vmjob.core.errors import QemuFailed, SlotTooSmall
 from vmjob.core.node_errors import NetworkLost, ScratchLost
 from vmjob.core.units import format_size
-from vmjob.run.outcome import Run
+from vmjob.run.state import Run
 
 if TYPE_CHECKING:
     from vmjob.guest.session import Session

@@ -9,6 +9,7 @@ from typing import Any
 from vmjob.core import config
 from vmjob.core.model import Accel, AccelChoice, Boot, Granted, Job, Payload, QemuInfo, Slot
 from vmjob.core.progress import Reporter
+from vmjob.job.boot import boot_method
 from vmjob.run import compose
 
 
@@ -34,7 +35,7 @@ def plan(job: Job, scratch: Path, base: Path = Path()) -> dict[str, Any]:
     qemu, accel = _remembered(job)
     granted = grant(slot, job, manifest, overhead_of(accel.name))
     link = net.plan(job.network, qemu)
-    boot = compose.boot_method(job, manifest)
+    boot = boot_method(job, manifest)
     code = firmware.find_uefi().code if boot is Boot.DISK and manifest.firmware == "uefi" else ""
     files = compose.RunFiles(paths, "in.tar" if job.inputs else "", chain=chain.places(manifest, paths, store.blobs))
     spec = compose.compose(job, manifest, granted, qemu, accel, files, link, code,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vmjob.core.model import Boot, Image, Network, VmSpec
 from vmjob.run import compose
-from vmjob.run.outcome import Run
+from vmjob.run.state import Run
 from vmjob.vm.net import Link
 
 _TAR_ROOM = 4 * 2**20  # the archive's own headers and padding, beside the bytes that were promised

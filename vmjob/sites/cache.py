@@ -14,7 +14,7 @@ from typing import Optional
 from vmjob.ads.site_ad import SiteAd
 from vmjob.core import config
 from vmjob.core.site_errors import SitesRefused
-from vmjob.sites.child import ANSWER, Answer, ad_of, document
+from vmjob.sites.answer import ANSWER, Answer, ad_of, document
 from vmjob.sites.sources import Source
 
 log = logging.getLogger("vmjob.sites")

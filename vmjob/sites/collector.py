@@ -16,7 +16,7 @@ from vmjob.ads.node_kinds import kinds
 from vmjob.ads.site_ad import ANYBODY, KVM, TCG, Element, NodeAd, Nodes, SiteAd, SiteImage, line
 from vmjob.core.site_errors import SitesUnreachable
 from vmjob.core.units import MIB
-from vmjob.sites.child import Answer
+from vmjob.sites.answer import Answer
 from vmjob.sites.glue import NAME, digest, digest_of, listed, tagged
 from vmjob.sites.sources import Source
 

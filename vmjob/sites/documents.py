@@ -11,7 +11,7 @@ from vmjob.ads.site_ad import SiteAd
 from vmjob.core.progress import Bar
 from vmjob.core.site_errors import SitesRefused, SitesUnreachable
 from vmjob.core.units import format_size
-from vmjob.sites.child import Answer, ad_of
+from vmjob.sites.answer import Answer, ad_of
 from vmjob.sites.sources import Source
 
 LARGEST = 32 * 2**20

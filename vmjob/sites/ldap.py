@@ -12,7 +12,7 @@ from vmjob.core.errors import VmjobError
 from vmjob.core.site_errors import SitesRefused, SitesUnreachable
 from vmjob.core.units import format_size
 from vmjob.sites import glue1, glue2
-from vmjob.sites.child import Answer
+from vmjob.sites.answer import Answer
 from vmjob.sites.glue import Entry, entry, shown
 from vmjob.sites.sources import GLUE1, GLUE2, Source
 

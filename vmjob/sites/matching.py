@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vmjob.ads.site_ad import KVM, Element, Nodes, SiteAd, SiteImage, covers, tag_of_name
+from vmjob.batch.memory import FORGOTTEN, Mishap
 from vmjob.core.model import Network
 from vmjob.core.units import format_duration, format_size
 
@@ -65,21 +66,11 @@ class Match:
         return tuple(one for one in self.reasons if one.good and not one.sure)
 
 
-@dataclass(frozen=True)
-class Mishap:
-    """A failure that is remembered of a place. ``time``: seconds since 1970."""
-
-    kind: str
-    message: str
-    time: float
-
-
 # What counts, most first: that it did not just fail, that KVM is real, that the image is known there, that slots are
 # free. Sums of the lower never outweigh the higher, but for a failure that fades.
 _KVM, _THERE, _PERHAPS, _FREE, _UNSURE = 8.0, 4.0, 2.0, 2.0, -0.5
 _MISHAP, _MOST = -16.0, -48.0
 HALF_LIFE = 900.0  # seconds
-FORGOTTEN = 6 * 3600.0
 
 
 def match(needs: Needs, ad: SiteAd, element: Element, now: float) -> Match:

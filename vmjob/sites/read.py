@@ -19,7 +19,8 @@ from vmjob.core.progress import Reporter
 from vmjob.core.site_errors import SitesRefused, SitesUnreachable
 from vmjob.core.units import format_duration
 from vmjob.sites import cache
-from vmjob.sites.child import ANSWER, Answer, ad_of, ask, few
+from vmjob.sites.answer import ANSWER, Answer, ad_of, few
+from vmjob.sites.child import ask
 from vmjob.sites.sources import Source
 
 _AT_ONCE = 16  # each is a process

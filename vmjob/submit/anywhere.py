@@ -21,10 +21,11 @@ from vmjob.core.site_errors import NoSiteFits
 from vmjob.sites import matching
 from vmjob.sites.matching import Match, Needs, Reason
 from vmjob.submit import submission
+from vmjob.submit.request import memory_of, request_of
 
 if TYPE_CHECKING:
-    from vmjob.batch.description import Parameters
     from vmjob.batch.targets import Target
+    from vmjob.job.parameters import Parameters
 
 _SHOWN = 10  # sites in one message
 
@@ -41,8 +42,8 @@ class Placed:
 def needs_of(job: Job, manifest: Manifest, vo: str = "", carry: bool = False) -> Needs:
     """What ``job`` asks of a site, as its submission would. ``vo``: empty, if nobody said; ``carry``: as
     submit.carried. Pure."""
-    request = submission.request_of(job, manifest)
-    return Needs(image=manifest.name, digest=manifest.digest, memory=submission.memory_of(job, manifest),
+    request = request_of(job, manifest)
+    return Needs(image=manifest.name, digest=manifest.digest, memory=memory_of(job, manifest),
                  cpus=request.cpus, walltime=job.resources.walltime or 0, slot_walltime=request.walltime or 0,
                  network=job.network.value, kvm=job.accel is Accel.KVM, vo=vo,
                  way=matching.SOURCES if manifest.sources and not carry else matching.CARRIED, arch=manifest.arch)

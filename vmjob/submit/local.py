@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from vmjob.batch.description import Parameters
 from vmjob.core import process
 from vmjob.core.files import write_secret
 from vmjob.core.model import Job
 from vmjob.core.progress import Reporter
 from vmjob.job import bundle
+from vmjob.job.parameters import Parameters
 from vmjob.job.payload import TOKEN, WRAPPER
 from vmjob.submit.submission import packed
 

@@ -261,4 +261,3 @@ def _answers(tap: socket.socket, seconds: float = 3.0) -> bool:
             if not data or (len(held) >= 4 and len(held) >= 4 + int.from_bytes(held[:4], "big")):
                 return bool(data)
     return False
-

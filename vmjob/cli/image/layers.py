@@ -66,7 +66,7 @@ def _layer(args: argparse.Namespace) -> int:
     from vmjob.core.units import format_size
     from vmjob.image.build import layer as layering
     from vmjob.image.store.images import Store
-    from vmjob.job.resolve import fetch_of
+    from vmjob.job.fetching import fetch_of
 
     if [bool(args.recipe), bool(args.from_disk), bool(args.from_image)].count(True) != 1:
         raise JobError("what shall the base become? one of RECIPE.yaml, --from-disk and --from-image",
@@ -110,7 +110,7 @@ def _flatten(args: argparse.Namespace) -> int:
     from vmjob.core.units import format_size
     from vmjob.image.build import layer as layering
     from vmjob.image.store.images import Store
-    from vmjob.job.resolve import fetch_of
+    from vmjob.job.fetching import fetch_of
 
     reporter, store, out = report.choose(json=args.json), Store(config.store_dir()), Path(args.out)
     fetcher = partial(fetch_of, reporter=reporter)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from vmjob.cli import report
+from vmjob.cli.tables import counted
 from vmjob.core import config, schema
 from vmjob.core.errors import EndorsementRefused, ImageCorrupt, ImageMissing, JobError
 from vmjob.core.model import Manifest
@@ -53,7 +54,7 @@ def sign(args: argparse.Namespace) -> int:
             "endorser": endorser.dn, "ca": endorser.ca, "images": len(images), "withdrawn": len(withdrawn),
             "file": str(args.out)}
     report.show(json.dumps(told) if args.json else
-                f"{args.out}: {heading.title}, version {heading.version}, {_plural(len(images), 'image')}"
+                f"{args.out}: {heading.title}, version {heading.version}, {counted(len(images), 'image')}"
                 f"{f', {len(withdrawn)} withdrawn' if withdrawn else ''}; valid until {told['expires']}\n"
                 f"put it at {heading.uri}; others follow it: vmjob image subscribe {heading.uri}")
     return 0
@@ -189,7 +190,3 @@ def _write(target: Path, data: bytes) -> None:
     spare = target.with_name(f".{target.name}.{os.getpid()}")
     spare.write_bytes(data)
     spare.replace(target)
-
-
-def _plural(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -89,7 +89,7 @@ def inspect(args: argparse.Namespace) -> int:
 
 def list_(args: argparse.Namespace) -> int:
     """Print what the store holds."""
-    from vmjob.job.resolve import own_withdrawal
+    from vmjob.image.trust.subscriptions import own_withdrawal
 
     store = _store()
     images: list[Manifest] = store.list()

@@ -16,7 +16,8 @@ from vmjob.core.errors import JobError
 if TYPE_CHECKING:
     from vmjob.core.model import Manifest
     from vmjob.image.store.images import Store
-    from vmjob.vetting.image_test import Outcome, Scanned
+    from vmjob.vetting.image_test import Outcome
+    from vmjob.vetting.scan import Scanned
 
 _SCAN = """\
 examples:
@@ -71,7 +72,7 @@ def scan(args: argparse.Namespace) -> int:
     """``vmjob image scan``."""
     import tempfile
 
-    from vmjob.vetting import feed, image_test
+    from vmjob.vetting import feed
 
     store = _store()
     if not args.image and not args.all and not args.lists:
@@ -82,11 +83,11 @@ def scan(args: argparse.Namespace) -> int:
         images += [(one.digest, one) for one in store.list()]
     with tempfile.TemporaryDirectory(prefix="vmjob-scan-") as folder:
         for path in args.lists:
-            found, foreign = image_test.endorsed(path, store, Path(folder))
+            found, foreign = scan.endorsed(path, store, Path(folder))
             images += found
             if foreign:
                 report.say(f"{path}: {foreign} of its images have no manifest of vmjob's: they are not looked at")
-        scanned = image_test.scan(images, feeds, report.choose(json=args.json))
+        scanned = scan.scan(images, feeds, report.choose(json=args.json))
     if args.json:
         report.show(json.dumps(_scan_document(scanned, [one.title for one in feeds]), indent=1))
     else:

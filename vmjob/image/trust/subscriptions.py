@@ -24,6 +24,7 @@ from typing import Any, Optional
 
 from vmjob.core import config, locks
 from vmjob.core.errors import EndorsementRefused, ImageMissing, VmjobError
+from vmjob.core.model import Manifest
 from vmjob.image.trust.endorsement import Endorser
 from vmjob.image.trust.imagelist import time_text, version_key
 from vmjob.image.trust.verify import SignedList
@@ -243,3 +244,13 @@ def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o755)
     with locks.held(folder / "lock", _PATIENCE):
         yield
+
+
+def own_withdrawal(manifest: Manifest) -> str:
+    """Why a list that the user herself follows no longer has the image; empty: none says so. Raises EndorsementRefused
+    where what is known of her lists cannot be read."""
+    if not (config.own_store() / "lists").is_dir():
+        return ""
+    from vmjob.image.trust.subscriptions import user_folder, withdrawn
+
+    return withdrawn(manifest.digest, [user_folder()]) or ""

@@ -140,5 +140,3 @@ def checked(image: ListedImage, sha512: str, size: int, now: float) -> None:
     if image.sha512 != sha512:
         raise EndorsementRefused(f"{image.title}: the list says sha512 {image.sha512[:16]}…, the file has "
                                  f"{sha512[:16]}…", "fetch the image again")
-
-

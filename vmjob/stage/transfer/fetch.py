@@ -13,13 +13,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Optional
 
 from vmjob.core import config
 from vmjob.core.errors import ImageCorrupt, ImageOutOfReach, Interrupted, VmjobError
 from vmjob.core.model import Fetch, ImageFile, Manifest
 from vmjob.core.units import format_duration, format_size
+from vmjob.stage.transfer.attempt import Try
 from vmjob.stage.transfer.condor_plugins import Plugins
 from vmjob.stage.transfer.flow import Clock, Failed, Flow, Late, Throttle, Watch
 from vmjob.stage.transfer.http import CERTIFICATES, Web
@@ -32,39 +32,10 @@ log = logging.getLogger("vmjob.stage")
 
 UNKNOWN = 10e6
 _TELLING = 4 * 2**20  # bytes; fewer say more of the latency than of the speed
-_CARRIED = "the submit side"
 
 
 class Changed(ImageCorrupt):
     """The only source that was left has another file now: what came of the old one is of no use, begin anew."""
-
-
-@dataclass
-class Try:
-    """How one file fares at one place; ``place`` None is the submit side's own way. ``after``: not before that moment
-    of the monotonic clock."""
-
-    place: Optional[Place]
-    number: int
-    strikes: int = 0
-    after: float = 0
-    why: str = ""
-    over: bool = False
-    left: bool = False
-    changed: bool = False
-    denied: bool = False
-
-    @property
-    def shown(self) -> str:
-        return self.place.shown if self.place else _CARRIED
-
-    @property
-    def wrong(self) -> int:
-        return self.place.wrong if self.place else 0
-
-    @property
-    def host(self) -> str:
-        return self.place.host if self.place else ""
 
 
 def fetcher(manifest: Manifest, *, carried: Optional[Fetch] = None, timeout: float, rate: Optional[int] = None,

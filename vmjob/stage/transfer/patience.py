@@ -36,7 +36,5 @@ class Patience:
 
 
 PATIENCE = Patience()
-
-
 MORE_TIME = ("VMJOB_STAGE_TIMEOUT gives it more time, where the walltime (resources.walltime, or the slot's) has it; a "
              "nearer or faster place would help")

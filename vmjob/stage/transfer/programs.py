@@ -259,4 +259,3 @@ def _complaint(child: subprocess.Popen[bytes], status: int, said: IO[bytes], lef
     if not status:
         return Failed(f"{name} ended {format_size(left)} too early")
     return Failed(f"{name}: {text}" if text else f"{name} ended with status {status}", final=is_final(text))
-

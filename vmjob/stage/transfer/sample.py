@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vmjob.core.model import ImageFile
 
 if TYPE_CHECKING:
-    from vmjob.stage.transfer.fetch import Try
+    from vmjob.stage.transfer.attempt import Try
 
 log = logging.getLogger("vmjob.stage")
 _SAMPLE = 2**20
