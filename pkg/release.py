@@ -40,7 +40,7 @@ def version_of(pyz: Path) -> str:
     """``__version__`` of the vmjob in it. Raises DistError."""
     try:
         with zipfile.ZipFile(pyz) as archive:
-            tree = ast.parse(archive.read("vmjob/__init__.py"))
+            tree = ast.parse(archive.read("vmjob/core/version.py"))
     except (OSError, zipfile.BadZipFile, KeyError) as broken:
         raise DistError(f"{pyz}: {broken}; it must be a vmjob.pyz") from broken
     for node in tree.body:
@@ -49,7 +49,7 @@ def version_of(pyz: Path) -> str:
             if re.fullmatch(r"[0-9]+(\.[0-9]+)*", version):
                 return version
             raise DistError(f"the version {version} is none that Debian and RPM order alike; use numbers and dots")
-    raise DistError(f"{pyz}: no __version__ in vmjob/__init__.py")
+    raise DistError(f"{pyz}: no __version__ in vmjob/core/version.py")
 
 
 def _epoch() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.1"
+from vmjob.core.version import __version__
 
 if TYPE_CHECKING:
     from vmjob.api import pack_job
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from vmjob.job.file import load_job
     from vmjob.run.here import run_job
 
-__all__ = ["Input", "Job", "Reporter", "Resources", "Result", "VmjobError", "load_job", "pack_job", "run_job",
-           "submit_job"]
+__all__ = ["Input", "Job", "Reporter", "Resources", "Result", "VmjobError", "__version__", "load_job",
+           "pack_job", "run_job", "submit_job"]
 
 _HOMES = {"pack_job": "api", "run_job": "api", "submit_job": "api", "VmjobError": "core.errors", "load_job": "job.file",
           "Input": "core.model", "Job": "core.model", "Resources": "core.model", "Result": "core.result",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from hashlib import sha256
 
-import vmjob
 from vmjob.ads.site_ad import KVM, TCG, Element, Nodes, SiteAd, SiteImage
+from vmjob.core.version import __version__
 
 _GIB = 2**30
 _NOW = 1795003200  # 2026-11-18T12:00:00Z
@@ -64,5 +64,5 @@ EXAMPLE = SiteAd(
 def example(now: int) -> SiteAd:
     """The same as if it were made by this vmjob at ``now`` (seconds since 1970), so that it has not expired."""
     later = now - EXAMPLE.created
-    return replace(EXAMPLE, created=now, expires=EXAMPLE.expires + later, version=vmjob.__version__, images=tuple(
+    return replace(EXAMPLE, created=now, expires=EXAMPLE.expires + later, version=__version__, images=tuple(
         replace(one, expires=one.expires + later) if one.expires else one for one in EXAMPLE.images))

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
-import vmjob
 from cemon_publisher import fits, probing, texts
 from cemon_publisher.images import Allowed, allowed
 from cemon_publisher.listed import read
@@ -22,6 +21,7 @@ from vmjob.core.model import Network
 from vmjob.core.progress import Reporter
 from vmjob.core.site_errors import SiteBroken
 from vmjob.core.units import format_size
+from vmjob.core.version import __version__
 from vmjob.policy import file as policy
 from vmjob.policy.file import Limits, Policy
 
@@ -53,7 +53,7 @@ def site_ad(file: Optional[Path], policies: Optional[Sequence[Path]], now: float
     images = tuple(_runnable(may.images, kinds, told.note))
     _tell(site, may, kinds, told.note)
     versions = sorted({one.ad.version for one in seen if one.ad.version})
-    version = sitead.line(versions[0], 40) if versions else vmjob.__version__
+    version = sitead.line(versions[0], 40) if versions else __version__
     return SiteAd(
         site.name, may.vos, site.elements, kinds, images, may.unlisted, may.limits.lifetime or 0, version, int(now),
         int(now) + site.validity, site.description, site.web, site.contact, site.country, site.latitude, site.longitude)

@@ -97,7 +97,7 @@ def _payload(home: Path, place: Path, walltime: str) -> Path:
 
 
 def _table(outcomes: dict[str, Counter[str]], wrong: list[str], seed: int, runs: int, seconds: float) -> str:
-    version = (ROOT / "vmjob/__init__.py").read_text().partition('__version__ = "')[2].partition('"')[0]
+    version = (ROOT / "vmjob/core/version.py").read_text().partition('__version__ = "')[2].partition('"')[0]
     lines = [f"vmjob {version}, Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, seed "
              f"{seed}: {runs} runs under {len(outcomes)} faults in {format_duration(seconds)}; {len(wrong)} wrong.", "",
              "| fault | runs | outcomes |", "|---|---|---|"]

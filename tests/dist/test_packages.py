@@ -97,7 +97,7 @@ def test_a_package_in_the_pyz_without_a_known_licence_is_no_release(tmp_path: Pa
     import zipfile
 
     with zipfile.ZipFile(tmp_path / "x.pyz", "w") as archive:
-        archive.writestr("vmjob/__init__.py", "")
+        archive.writestr("vmjob/core/version.py", "")
         archive.writestr("strange/__init__.py", "")
     with pytest.raises(DistError, match="strange, of whose licence"):
         legal.texts(tmp_path / "x.pyz")

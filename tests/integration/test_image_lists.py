@@ -25,7 +25,7 @@ import pytest
 
 from tests.ca import Ca, Pair, entry, image_list
 from tests.conftest import Cli, Done
-from vmjob.cli import list_fetch
+from vmjob.cli.image import lists
 from vmjob.cli.main import main
 from vmjob.core.errors import EndorsementRefused, ImageOutOfReach, Interrupted
 from vmjob.core.model import Boot, ImageFile, Manifest
@@ -365,7 +365,7 @@ def test_servers_that_keep_us_busy(first: bytes, again: Optional[bytes], pause: 
         ends.start()
         try:
             with pytest.raises((ImageOutOfReach, EndorsementRefused), match=said):
-                list_fetch.fetch(f"http://127.0.0.1:{listening.getsockname()[1]}/l", Reporter(),
+                lists.fetch(f"http://127.0.0.1:{listening.getsockname()[1]}/l", Reporter(),
                                  Patience(connect=5, stall=0.3, window=0.3, floor=1000, tick=0.05))
         finally:
             ends.cancel()

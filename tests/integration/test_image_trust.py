@@ -18,8 +18,8 @@ import pytest
 from tests.ca import Ca, Pair, entry, image_list
 from vmjob.core.errors import EndorsementRefused, JobError
 from vmjob.core.model import Boot, ImageFile, Manifest
+from vmjob.image.manifest import to_document
 from vmjob.image.trust import authorities, smime, verify, x509
-from vmjob.manifests import manifest_to_dict
 
 pytestmark = pytest.mark.integration
 
@@ -29,7 +29,7 @@ ONE = Manifest("one", (ImageFile("disk", "disk.qcow2", "qcow2", 1000, "ab" * 32,
 
 
 def own(name: str = "one", manifest: Manifest = ONE, **changed: Any) -> dict[str, Any]:
-    return {**entry(name, **changed), "vmjob:manifest": manifest_to_dict(manifest)}
+    return {**entry(name, **changed), "vmjob:manifest": to_document(manifest)}
 
 
 def refused(ca: Ca, message: bytes, when: float = 0.0) -> str:
@@ -425,7 +425,7 @@ def test_nul_and_depth_under_a_good_signature(ca: Ca) -> None:
 
 def test_endorsements_and_why_others_are_none(ca: Ca, tmp_path: Path) -> None:
     other = replace(ONE, cmdline="x")
-    forged = {**manifest_to_dict(other), "digest": ONE.digest}
+    forged = {**to_document(other), "digest": ONE.digest}
     lists = {
         "good": image_list(ca.ada, [{**own(), "vmjob:test": {"passed": True, "time": 1700000000}}]),
         "expired": image_list(ca.ada, [own()], dc_date_expires="2020-01-01T00:00:00Z"),

@@ -18,9 +18,9 @@ from vmjob.core import config
 from vmjob.core.errors import PolicyBroken
 from vmjob.core.model import Boot, ImageFile, Job, Manifest, Payload, Slot
 from vmjob.core.result import Decision
+from vmjob.image.manifest import to_document
 from vmjob.image.trust.subscriptions import follow
 from vmjob.image.trust.verify import verify_list
-from vmjob.manifests import manifest_to_dict
 from vmjob.policy.admission import admit
 
 pytestmark = pytest.mark.integration
@@ -164,7 +164,7 @@ class Node:
     def listed(self, version: str, *images: Manifest, by: Optional[Pair] = None, **changed: Any) -> Path:
         """A signed list of these images, in a file."""
         who = by or self.ca.ada
-        entries = [{**entry(one.digest[7:12]), "vmjob:manifest": manifest_to_dict(one)} for one in images]
+        entries = [{**entry(one.digest[7:12]), "vmjob:manifest": to_document(one)} for one in images]
         path = self.folder / f"list-{version}-{len(list(self.folder.iterdir()))}.smime"
         path.write_bytes(self.ca.sign(image_list(who, entries, hv_version=version, **changed), who))
         return path

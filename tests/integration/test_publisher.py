@@ -22,8 +22,8 @@ from tests.conftest import ROOT, Done
 from vmjob.ads import node_ad
 from vmjob.ads.site_ad import KVM, NodeAd
 from vmjob.core.model import Boot, ImageFile, Manifest
+from vmjob.image.manifest import to_document
 from vmjob.image.trust import subscriptions, verify
-from vmjob.manifests import manifest_to_dict
 
 pytestmark = pytest.mark.integration
 
@@ -37,7 +37,7 @@ def image(name: str, number: int = 0, **changed: Any) -> Manifest:
 
 
 def listed(one: Manifest, **changed: Any) -> dict[str, Any]:
-    return {**entry(one.name), "vmjob:manifest": manifest_to_dict(one), **changed}
+    return {**entry(one.name), "vmjob:manifest": to_document(one), **changed}
 
 
 @dataclass

@@ -15,9 +15,9 @@ from tests import images
 from tests.ca import Ca, entry, image_list
 from tests.conftest import ROOT, Cli, Done
 from tests.integration.test_failures import failed
+from vmjob.image.manifest import to_document
 from vmjob.image.store.images import Store
 from vmjob.image.trust.imagelist import MANIFEST
-from vmjob.manifests import manifest_to_dict
 
 pytestmark = pytest.mark.integration
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.integration
 def changed(cli: Cli, before: bytes = b"", after: bytes = b"", **keys: Any) -> Path:
     """The micro image with other keys in its manifest, and with bytes of its initramfs replaced by as many others."""
     manifest, files = Store(cli.home / "store").resolve("micro")
-    document = {**manifest_to_dict(manifest), "name": "broken", **keys}
+    document = {**to_document(manifest), "name": "broken", **keys}
     document.pop("digest", None)
     folder = cli.cwd / "image"
     folder.mkdir()

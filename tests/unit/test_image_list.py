@@ -12,10 +12,10 @@ import pytest
 from tests.ca import Pair, entry, image_list
 from vmjob.core.errors import EndorsementRefused, ImageError, JobError
 from vmjob.core.model import Boot, ImageFile, Manifest
+from vmjob.image.manifest import from_document, to_document
 from vmjob.image.trust import imagelist, sign, subscriptions, x509
 from vmjob.image.trust.endorsement import Endorser
 from vmjob.image.trust.verify import SignedList
-from vmjob.manifests import manifest_from_dict, manifest_to_dict
 
 pytestmark = pytest.mark.unit
 
@@ -95,14 +95,14 @@ AMBIGUOUS = [f"{scheme}://{host}/x" for scheme in ("https", "root", "davs", "pel
     "osdf://a/b", "pelican://f/a/{sha256}", "condor:chirp/x", "file:/a/"])
 def test_addresses(uri: str) -> None:
     assert imagelist.file_path(uri) == uri.startswith("file:")
-    listed = {**manifest_to_dict(replace(ONE, sources=(uri,)))}
-    assert manifest_from_dict(listed, "test").sources == (uri,)
+    listed = {**to_document(replace(ONE, sources=(uri,)))}
+    assert from_document(listed, "test").sources == (uri,)
 
 
 def test_a_manifest_has_no_address_of_two_hosts() -> None:
     for uri in (*AMBIGUOUS, "https://h/x\n", "https:///x", "osdf://h/ x", "file:/ x"):
         with pytest.raises(ImageError, match="sources"):
-            manifest_from_dict({**manifest_to_dict(replace(ONE, sources=())), "sources": [uri]}, "test")
+            from_document({**to_document(replace(ONE, sources=())), "sources": [uri]}, "test")
 
 
 @pytest.mark.parametrize("uri", [
@@ -111,7 +111,7 @@ def test_a_manifest_has_no_address_of_two_hosts() -> None:
     *AMBIGUOUS])
 def test_file_paths(uri: str) -> None:
     assert "names a file path" in refused(image_list(ADA, [entry(hv_uri=uri)]))
-    inside = {**entry(), "vmjob:manifest": {**manifest_to_dict(replace(ONE, sources=())), "sources": [uri]}}
+    inside = {**entry(), "vmjob:manifest": {**to_document(replace(ONE, sources=())), "sources": [uri]}}
     assert "names a file path" in refused(image_list(ADA, [inside]))
 
 
@@ -127,9 +127,9 @@ def test_file_paths(uri: str) -> None:
     ({"hv_images": [{"hv:image": {**entry(), "vmjob:manifest": {}}}]}, "the digest is missing"),
     ({"hv_images": [{"hv:image": {**entry(), "vmjob:manifest": {"digest": "sha256:" + "0" * 64}}}]},
      "key 'name' is missing"),
-    ({"hv_images": [{"hv:image": {**entry(str(n)), "vmjob:manifest": manifest_to_dict(ONE)}} for n in (1, 2)]},
+    ({"hv_images": [{"hv:image": {**entry(str(n)), "vmjob:manifest": to_document(ONE)}} for n in (1, 2)]},
      "names a file path"),
-    ({"hv_images": [{"hv:image": {**entry(str(n)), "vmjob:manifest": manifest_to_dict(replace(ONE, sources=()))}}
+    ({"hv_images": [{"hv:image": {**entry(str(n)), "vmjob:manifest": to_document(replace(ONE, sources=()))}}
                     for n in (1, 2)]}, "two images have the same digest"),
     ({"hv_images": [{"hv:image": entry(hv_size="many")}]}, "hv:size: 'many'"),
     ({"hv_images": [{"hv:image": entry(hv_size=1e3)}]}, "hv:size"),

@@ -15,7 +15,7 @@ from vmjob.core.model import AccelChoice
 from vmjob.core.progress import Reporter
 from vmjob.core.result import Result, StageTime
 from vmjob.run.outcome import failure_of
-from vmjob.slot import announce, carrier
+from vmjob.slot import announce, submit_side
 from vmjob.slot.announce import Announcer, decision, is_over, summary
 
 pytestmark = pytest.mark.unit
@@ -178,10 +178,10 @@ IWD = "/var/spool/condor/1234/0/cluster41234.proc0.subproc0"
     ("/some/where/", "", "/some/where"), ("12.0", IWD, "/var/spool/condor/12/0/cluster12.proc0.subproc0"),
     ("20012.10003", IWD + "/", "/var/spool/condor/12/3/cluster20012.proc10003.subproc0")])
 def test_the_carriers_folder(place: str, iwd: str, found: str) -> None:
-    assert carrier.folder(place, iwd) == found
+    assert submit_side.folder(place, iwd) == found
 
 
 @pytest.mark.parametrize("place, iwd", [("12.0", "/home/ada"), ("12.0", ""), ("12", IWD), ("a/b", IWD), ("", IWD)])
 def test_no_carriers_folder(place: str, iwd: str) -> None:
     with pytest.raises(errors.JobError, match="at the submit side"):
-        carrier.folder(place, iwd)
+        submit_side.folder(place, iwd)

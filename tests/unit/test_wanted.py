@@ -84,10 +84,12 @@ def test_names_that_are_the_jobs(name: str) -> None:
 def test_what_others_write_in_a_slot_is_reserved() -> None:
     """The lists are written once: what makes the payload, and what HTCondor's own jobs find."""
     from vmjob.batch.description import RESULTS, token_names
+    from vmjob.core import ownnames
     from vmjob.core.files import RESULT_FILES
-    from vmjob.job import payload, pyz
+    from vmjob.job import payload
 
-    names = [payload.NAME, payload.INPUT, payload.TOKEN, payload.WRAPPER, payload.image_place("0" * 64).split("/")[0],
-             *map(payload.list_name, range(payload.LISTS)), pyz.PYZ, RESULTS, f"{RESULTS}.part", *RESULT_FILES,
+    names = [ownnames.NAME, ownnames.INPUT, ownnames.TOKEN, ownnames.WRAPPER,
+             payload.image_place("0" * 64).split("/")[0],
+             *map(payload.list_name, range(payload.LISTS)), ownnames.PYZ, RESULTS, f"{RESULTS}.part", *RESULT_FILES,
              *(name.replace("$(Process)", "7") for name in token_names(3))]
     assert [name for name in names if not reserved(name)] == []

@@ -16,8 +16,8 @@ from vmjob.batch.targets import Place
 from vmjob.core import process
 from vmjob.core.errors import CommandMissing, SlotError, VmjobError
 from vmjob.core.machinetext import last_line, lines
+from vmjob.core.ownnames import WRAPPER
 from vmjob.core.pool_errors import JobsPending, JobUnknown, PoolError
-from vmjob.job.payload import WRAPPER
 
 TOOL = "condor_ssh_to_job"
 _FILES = {"out": "_condor_stdout", "err": "_condor_stderr"}

@@ -11,12 +11,13 @@ from typing import Optional
 from vmjob.batch import nodes
 from vmjob.batch.targets import Target
 from vmjob.core.errors import JobError, VmjobError
+from vmjob.core.ownnames import WRAPPER
 from vmjob.job.parameters import PROCESS, Parameters
-from vmjob.job.payload import WRAPPER
 
 RESULTS = "vmjob-results.tar"
 _TOKEN = f"token-{PROCESS}"
 MOST_TOKENS = 1000
+ONE_JOB = Parameters()
 NOTHING_SAID, NOTHING_NEEDED = nodes.Said(), nodes.Needs()
 SPOOL = "$(payload)"  # stands for the payload's folder while nobody knows it
 
@@ -40,7 +41,7 @@ class Submission:
     image: str
     digest: str
     request: Request
-    parameters: Parameters = Parameters()
+    parameters: Parameters = ONE_JOB
     files: tuple[str, ...] = ()
     image_files: dict[str, Path] = field(default_factory=dict)
     tokens: tuple[str, ...] = ()
@@ -59,7 +60,7 @@ def jobs_description(target: Target, submission: Submission, payload: str, image
     """The submit file of the jobs. ``payload``: the folder at the schedd; ``image_at``, ``tokens_at``: where the node
     fetches the image (empty: from its sources) and the token, a folder at the schedd or the carrier's CLUSTER.PROC
     there; ``said``: what its nodes say. Raises JobError where a site's template cannot be read."""
-    import vmjob
+    from vmjob.core.version import __version__
 
     request = submission.request
     inputs = [f"{payload}/{name}" for name in submission.files if name != WRAPPER]
@@ -76,7 +77,7 @@ def jobs_description(target: Target, submission: Submission, payload: str, image
     shared = submission.parameters.shared + ("&" if submission.parameters.rows and submission.parameters.shared else "")
     definitions = {
         "vmjob_name": submission.name, "vmjob_image": submission.image, "vmjob_digest": submission.digest,
-        "vmjob_version": vmjob.__version__, "vmjob_cpus": str(request.cpus),
+        "vmjob_version": __version__, "vmjob_cpus": str(request.cpus),
         "vmjob_memory": str(-(-request.memory // 2**20)), "vmjob_disk": str(-(-request.disk // 2**10)),
         **({"vmjob_walltime": str(request.walltime)} if request.walltime else {}),
         "vmjob_retries": str(target.retries), "vmjob_avoid": str(target.avoid),
@@ -133,10 +134,9 @@ def _template(target: Target, name: str) -> str:
     except OSError:
         data = None
     if data is None:  # a checkout: they are its neighbours
-        import vmjob
 
         try:
-            data = (Path(vmjob.__file__).parent.parent / "submit-templates" / f"{name}.sub").read_bytes()
+            data = (Path(__file__).parents[2] / "submit-templates" / f"{name}.sub").read_bytes()
         except OSError as missing:
             raise VmjobError(f"the template {name}.sub is missing from this installation",
                              "reinstall vmjob") from missing

@@ -1,4 +1,4 @@
-"""``slot-attach``: what ``vmjob console`` and ``vmjob ssh`` start beside a running job, by way of the wrapper."""
+"""``vmjob logs``, ``console`` and ``ssh``: what a job says, and a look into its guest."""
 
 from __future__ import annotations
 
@@ -16,27 +16,6 @@ from vmjob.core.errors import JobError
 
 if TYPE_CHECKING:
     from vmjob.batch.condor import Condor
-
-import os
-
-_WAIT = 30.0  # seconds for the run to begin: a batch system says "running" before the wrapper has made its folder
-
-
-def slot_attach(args: argparse.Namespace) -> int:
-    """The guest's shell or console, for a person or a pipe on our own standard streams."""
-    from vmjob.cli.report import say
-    from vmjob.core.errors import Interrupted
-    from vmjob.guest import attach
-    from vmjob.slot.running import running
-
-    folder = running(Path(args.scratch or os.environ.get("_CONDOR_SCRATCH_DIR") or "."), _WAIT, say)
-    if args.what == "shell":
-        return attach.shell(folder, say)
-    try:
-        attach.follow_console(folder)
-    except Interrupted:  # Ctrl-C is how one stops looking
-        return 0
-    return 0
 
 
 def logs(args: argparse.Namespace) -> int:

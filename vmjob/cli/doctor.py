@@ -7,8 +7,10 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vmjob.cli.options import verb, verbose
+from vmjob.cli.verbs import VERBS
 from vmjob.core import config
 from vmjob.core.config import default_scratch
 
@@ -16,6 +18,15 @@ if TYPE_CHECKING:
     from vmjob.node.doctor import Check
 
 _SIGNS = {"ok": ("ok     ", "32"), "warning": ("warning", "33"), "failure": ("FAILURE", "31")}
+
+
+def add_verbs(verbs: Any) -> None:
+    """doctor."""
+    one = verb(verbs, "doctor", VERBS["doctor"].help,
+                   "example:\n  vmjob doctor\n  vmjob doctor --json\n", doctor)
+    one.add_argument("--json", action="store_true", help="print the checks as JSON")
+    one.add_argument("--fresh", action="store_true", help="ask again instead of using remembered answers")
+    verbose(one)
 
 
 def doctor(args: argparse.Namespace) -> int:

@@ -7,23 +7,76 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Any, Optional
 
-from vmjob.batch import targets
-from vmjob.batch.description import MOST_TOKENS
 from vmjob.cli import report, tables
+from vmjob.cli.options import common, later, target_option, verb
 from vmjob.cli.tables import counted
+from vmjob.cli.verbs import VERBS
 from vmjob.core.errors import Interrupted, JobError
 from vmjob.core.units import format_duration, parse_duration
-from vmjob.glidein.factory import Limits, bad_tries, tell
-from vmjob.glidein.history import Ended, Logbook
-from vmjob.glidein.keep import Cycle, Factory, Settings, wants_of
-from vmjob.job.file import load_job
-from vmjob.job.resolve import token_of
+
+if TYPE_CHECKING:
+    from vmjob.glidein.factory import Limits
+    from vmjob.glidein.history import Ended
+    from vmjob.glidein.keep import Cycle, Settings
+
+_KEEP_EXAMPLES = """\
+examples:
+  vmjob glidein keep worker.yaml --pool cm.vo.example.org --to condor-ce://ce.example.org --max 50
+  vmjob glidein keep worker.yaml --to clemson --min 2 --max 50 --constraint 'Owner == "ada"'
+  vmjob glidein keep worker.yaml --to clemson --max 50 --once --dry-run    what would it do now?
+  vmjob glidein keep worker.yaml --to clemson --drain                      remove those that wait
+
+worker.yaml is a job file with the key glidein: (vmjob schema job). As many glide-ins are kept at the target as the jobs
+that are idle in the VO's pool need, within the limits. What became of each stands in NAME.glideins/glideins.jsonl, with
+the logs of those that failed beside it. All else is asked of the two queues: a factory that is ended, in whatever way,
+leaves its glide-ins at work, and goes on where it was when it is started again.
+"""
+
+
+def add_verbs(verbs: Any) -> None:
+    """glidein keep, glidein status."""
+    top = verb(verbs, "glidein", VERBS["glidein"].help,
+                "example:\n  vmjob glidein keep --help\n", None)
+    actions = top.add_subparsers(dest="action", metavar="ACTION", required=True)
+    keep = verb(actions, "keep", "keep as many glide-ins at a target as the VO's pool asks for", _KEEP_EXAMPLES,
+                 later("glidein", "keep"))
+    _which(keep)
+    keep.add_argument("--min", type=int, default=0, metavar="N", help="at least so many, jobs or not (default: 0)")
+    keep.add_argument("--max", type=int, metavar="N", help="at most so many at the target")
+    keep.add_argument("--most-at-once", type=int, default=10, metavar="N", help="new ones a cycle (default: 10)")
+    keep.add_argument("--every", default="30s", metavar="TIME", help="length of a cycle (default: 30s)")
+    keep.add_argument("--backoff", default="1m", metavar="TIME", help="nothing is submitted for so long after a "
+                      "failure, then twice as long, up to half an hour (default: 1m)")
+    keep.add_argument("--give-up", type=int, default=10, metavar="N",
+                      help="end after so many failed tries in a row (default: 10)")
+    keep.add_argument("--once", action="store_true", help="one cycle, for cron")
+    keep.add_argument("--dry-run", action="store_true", help="one cycle that only says what it would do")
+    keep.add_argument("--drain", action="store_true", help="submit nothing, remove those that wait, and end")
+
+    status = verb(actions, "status", "show what the pool asks for and what a factory's glide-ins do",
+                   "example:\n  vmjob glidein status worker.yaml --to clemson\n", later("glidein", "status"))
+    _which(status)
+
+
+def _which(one: argparse.ArgumentParser) -> None:
+    one.add_argument("job", metavar="JOB.yaml", help="job file with the key glidein:")
+    one.add_argument("--pool", metavar="HOST[:PORT]",
+                     help="collector of the VO's pool (default: the job's glidein.pool)")
+    target_option(one)
+    one.add_argument("--schedd", default="", metavar="NAME", help="count the jobs of this schedd alone (default: of "
+                     "all that the pool's collector knows)")
+    one.add_argument("--constraint", default="", metavar="EXPR", help="ClassAd expression: count these jobs alone")
+    one.add_argument("--results", metavar="DIR", help="folder for the logbook and logs (default: NAME.glideins)")
+    common(one)
 
 
 def keep(args: argparse.Namespace) -> int:
     """``vmjob glidein keep``: until it is stopped, or gives up."""
+    from vmjob.glidein.keep import Factory
+    from vmjob.job.resolve import token_of
+
     if args.max is None and not args.drain:
         raise JobError("how many glide-ins at most?", "--max N")
     this = _settings(args, _limits(args))
@@ -50,6 +103,10 @@ def keep(args: argparse.Namespace) -> int:
 
 def status(args: argparse.Namespace) -> int:
     """``vmjob glidein status``."""
+    from vmjob.glidein.factory import Limits
+    from vmjob.glidein.history import Logbook
+    from vmjob.glidein.keep import Factory
+
     this = _settings(args, Limits(most=0))
     cycle = Factory(this, report.choose(json=args.json)).look()
     past = Logbook(this.logs, this.target.name).read()
@@ -64,6 +121,10 @@ def status(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace, limits: Limits) -> Settings:
+    from vmjob.batch import targets
+    from vmjob.glidein.keep import Settings, wants_of
+    from vmjob.job.file import load_job
+
     path = Path(args.job)
     job = load_job(path)
     if job.glidein is None:
@@ -80,6 +141,9 @@ def _settings(args: argparse.Namespace, limits: Limits) -> Settings:
 
 
 def _limits(args: argparse.Namespace) -> Limits:
+    from vmjob.batch.description import MOST_TOKENS
+    from vmjob.glidein.factory import Limits
+
     limits = Limits(
         most=_number(args.max or 0, "--max", 0), least=_number(args.min, "--min", 0), cron=args.once,
         at_once=_number(args.most_at_once, "--most-at-once", 1, MOST_TOKENS),
@@ -187,6 +251,8 @@ def _go_on(live: int, args: argparse.Namespace) -> str:
 
 
 def _table(cycle: Cycle, this: Settings, past: list[Ended]) -> str:
+    from vmjob.glidein.factory import bad_tries, tell
+
     demand, counts = cycle.demand, cycle.counts
     assert demand and this.job.glidein
     ended = [one for one in past if one.submission]

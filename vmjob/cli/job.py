@@ -1,4 +1,4 @@
-"""``vmjob run``, ``pack``, ``plan`` and the slot's ``slot-run``: options to calls, results to text."""
+"""``vmjob run``, ``pack`` and the slot's ``slot-run``: options to calls, results to text."""
 
 from __future__ import annotations
 
@@ -6,17 +6,69 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from vmjob import api
 from vmjob.cli import report
 from vmjob.cli.jobargs import job_of
+from vmjob.cli.options import carry_option, job_options, verb, verbose
+from vmjob.cli.verbs import VERBS
 from vmjob.core.errors import JobError
 from vmjob.core.model import Job
 from vmjob.core.result import Failure, Result
 from vmjob.core.units import format_duration, format_size
+from vmjob.run import here
 
 _CONSOLE_TELLS = ("BootFailed", "KernelPanic", "GuestHung", "GuestVanished", "AgentFailed")
+
+
+_RUN_EXAMPLES = """\
+examples:
+  vmjob run --image micro -- sh -c 'echo hello; exit 7'
+  vmjob run --image pythia --cpus 2 --memory 2GiB --input gen.py --output '*.root' -- python3 gen.py
+  vmjob run examples/pythia/job.yaml --results out
+
+The exit status is the program's own; 200 and above are failures of vmjob's (see docs/user.md).
+"""
+
+
+def add_verbs(verbs: Any) -> None:
+    """run, pack, slot-run."""
+    one = verb(verbs, "run", VERBS["run"].help, _RUN_EXAMPLES, run)
+    job_options(one)
+    one.add_argument("--results", metavar="DIR",
+                     help="folder for result.json and the outputs (default: NAME.out where there are any)")
+    one.add_argument("--scratch", metavar="DIR", help="folder for temporary files (default: $TMPDIR or /var/tmp)")
+    one.add_argument("--json", action="store_true", help="print result.json on stdout; the program's output on stderr")
+    one.add_argument("-q", "--quiet", action="store_true", help="print nothing but the program's own output")
+    verbose(one)
+
+    packed = verb(verbs, "pack", VERBS["pack"].help,
+                  "example:\n  vmjob pack job.yaml -o payload.tar\n"
+                  "  (in the slot: tar xf payload.tar && sh vmjob-wrapper.sh)\n", pack)
+    job_options(packed)
+    packed.add_argument("-o", "--out", metavar="DIR|FILE.tar", required=True, help="folder or tar file to write")
+    carry_option(packed)
+    packed.add_argument("--json", action="store_true", help="print what was written as JSON")
+    verbose(packed)
+
+    slot = verbs.add_parser("slot-run", description="Run a packed payload in a batch slot; the wrapper calls this.")
+    slot.set_defaults(handler=slot_run)
+    slot.add_argument("--payload", metavar="DIR", required=True, help="folder of the unpacked payload")
+    slot.add_argument("--results", metavar="DIR", help="folder for result.json and the outputs (default: here)")
+    slot.add_argument("--pack", metavar="FILE", help="one tar file for the results, in place of a folder")
+    slot.add_argument("--image-at", metavar="PLACE", default="",
+                      help="where the submit side keeps the image: a folder, or the CLUSTER.PROC of the job that "
+                           "carries it (HTCondor's Chirp fetches it, once for a node)")
+    slot.add_argument("--token-at", metavar="PLACE", default="",
+                      help="where a glide-in's token is: a name in the payload's folder, or a file at the submit side, "
+                           "FOLDER/NAME or CLUSTER.PROC/NAME")
+    slot.add_argument("--parameters", metavar="NAME=VALUE&...", default="",
+                      help="environment variables of this one job, percent-encoded")
+    slot.add_argument("--scratch", metavar="DIR", help="folder for temporary files (default: the slot's scratch)")
+    slot.add_argument("--json", action="store_true", help="print result.json on stdout")
+    slot.add_argument("-q", "--quiet", action="store_true", help="print nothing but the program's own output")
+    verbose(slot)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     job, base = job_of(args)
     results = _results_folder(args.results, job, bool(args.job))
     _one_run()
-    result = api.run_job(job, base=base, results=results, scratch=Path(args.scratch) if args.scratch else None,
+    result = here.run_job(job, base=base, results=results, scratch=Path(args.scratch) if args.scratch else None,
                          reporter=report.choose(args.quiet, args.json))
     return _tell(result, results, args)
 
@@ -63,18 +115,6 @@ def pack(args: argparse.Namespace) -> int:
         enter = f"tar xf {out.name}" if out.suffix == ".tar" else f"cd {out}"
         print(f"in the slot: {enter} && sh vmjob-wrapper.sh")
     return 0
-
-
-def plan(args: argparse.Namespace) -> int:
-    """``vmjob plan``: the same words that run would use, with nothing started."""
-    from vmjob.cli.plan import show, show_submission
-
-    job, base = job_of(args)
-    if args.to:
-        return show_submission(job, base, args)
-    if args.count is not None or args.settings or args.table:
-        raise JobError("-n, --set and --from are about a submission", "name its target: --to")
-    return show(job, base, Path(args.scratch) if args.scratch else config.default_scratch(), args.json)
 
 
 # ---------------------------------------------------------------- options → Job

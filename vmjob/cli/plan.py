@@ -6,15 +6,47 @@ import argparse
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
+from vmjob.cli.jobargs import job_of, parameters_of
+from vmjob.cli.options import carry_option, job_options, parameter_options, verb, verbose
+from vmjob.cli.verbs import VERBS
+from vmjob.core import config
+from vmjob.core.errors import JobError
 from vmjob.core.model import Job
 from vmjob.core.units import format_duration, format_size
-from vmjob.run.plan import plan
+
+
+def add_verbs(verbs: Any) -> None:
+    """plan."""
+    one = verb(verbs, "plan", VERBS["plan"].help,
+               "example:\n  vmjob plan --image micro --cpus 2 -- true\n"
+               "  vmjob plan job.yaml --to condor -n 10 --set SEED='$(Process)'\n", plan)
+    job_options(one)
+    one.add_argument("--to", metavar="TARGET", help="show what vmjob submit would hand to this target")
+    carry_option(one)
+    one.add_argument("-n", "--count", type=int, metavar="N", help="(with --to) how many jobs")
+    parameter_options(one)
+    one.add_argument("--scratch", metavar="DIR", help="folder for temporary files (default: $TMPDIR or /var/tmp)")
+    one.add_argument("--json", action="store_true", help="print it as JSON")
+    verbose(one)
+
+
+def plan(args: argparse.Namespace) -> int:
+    """``vmjob plan``: the same words that run would use, with nothing started."""
+    job, base = job_of(args)
+    if args.to:
+        return show_submission(job, base, args)
+    if args.count is not None or args.settings or args.table:
+        raise JobError("-n, --set and --from are about a submission", "name its target: --to")
+    return show(job, base, Path(args.scratch) if args.scratch else config.default_scratch(), args.json)
 
 
 def show(job: Job, base: Path, scratch: Path, as_json: bool) -> int:
     """Print the plan; returns the exit status. Raises what run would raise before it starts anything."""
-    document = plan(job, scratch, base)
+    from vmjob.run import plan as plans
+
+    document = plans.plan(job, scratch, base)
     if as_json:
         print(json.dumps(document, indent=1))
         return 0
@@ -39,7 +71,6 @@ def show(job: Job, base: Path, scratch: Path, as_json: bool) -> int:
 def show_submission(job: Job, base: Path, args: argparse.Namespace) -> int:
     """Print what ``vmjob submit`` would hand to the target; returns the exit status."""
     from vmjob.batch import targets
-    from vmjob.cli.jobargs import parameters_of
     from vmjob.submit import submission
 
     target, wanted = targets.choose(args.to), parameters_of(args)

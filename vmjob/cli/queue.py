@@ -1,20 +1,61 @@
-"""The verbs about jobs in a batch system: ``vmjob submit`` and all that comes after it."""
+"""``vmjob status``, ``wait``, ``rm``, ``release`` and ``history``, and how the other verbs about a queue are called."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
+from typing import Any
 
 from vmjob.batch.jobs import Cluster, JobId, JobInfo, State, first_failure
 from vmjob.cli import report, tables
 from vmjob.cli.jobargs import named_of, open_target
+from vmjob.cli.options import common, in_queue, target_option, verb, verbose
 from vmjob.cli.tables import counted
+from vmjob.cli.verbs import VERBS
 from vmjob.core.errors import JobError
 from vmjob.core.pool_errors import JobHeld, JobsPending
 from vmjob.core.units import parse_duration
 
 _POLL = 2.0  # seconds
+
+
+def add_verbs(verbs: Any) -> None:
+    """status, wait, logs, fetch, rm, release, history, console, ssh."""
+    _ids(verbs, "status", "example:\n  vmjob status\n  vmjob status 42\n", "status")
+    wait = _ids(verbs, "wait", "example:\n  vmjob wait 42 && vmjob fetch 42\n", "wait", needed=True)
+    wait.add_argument("--timeout", metavar="TIME", help="give up after this time (the jobs go on)")
+    logs = _ids(verbs, "logs", "example:\n  vmjob logs 42.3\n  vmjob logs 42.3 --stderr\n", "logs", needed=True,
+                module="attach")
+    logs.add_argument("--stderr", action="store_true", help="its standard error, with vmjob's own lines")
+    fetch = _ids(verbs, "fetch", "example:\n  vmjob fetch 42            into NAME-42.out/, of many NAME-42.out/PROC/\n"
+                 "  vmjob fetch 42.3 -o out\n",
+                 "fetch", needed=True, module="fetch")
+    fetch.add_argument("-o", "--out", metavar="DIR", help="folder for the results (default: NAME-ID.out)")
+    fetch.add_argument("--keep", action="store_true", help="leave them at the target too, and the jobs in the queue")
+    remove = _ids(verbs, "rm", "example:\n  vmjob rm 42\n  vmjob rm 42.3\n", "remove")
+    remove.add_argument("--images", action="store_true",
+                        help="remove the images too that the target keeps for later jobs")
+    _ids(verbs, "release", "example:\n  vmjob release 42\n", "release", needed=True)
+    history = _ids(verbs, "history", "example:\n  vmjob history\n", "history")
+    history.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many, the latest (default: 50)")
+    for name in ("console", "ssh"):
+        one = verb(verbs, name, VERBS[name].help, f"example:\n  vmjob {name} 42.0\n", in_queue("attach", name))
+        one.add_argument("id", metavar="ID", help="CLUSTER.PROC as vmjob status shows it")
+        target_option(one)
+        one.add_argument("--json", action="store_true", help="print a failure as JSON")
+        verbose(one)
+
+
+def _ids(verbs: Any, name: str, examples: str, handler: str, needed: bool = False,
+         module: str = "queue") -> argparse.ArgumentParser:
+    one = verb(verbs, name, VERBS[name].help, examples, in_queue(module, handler))
+    named = needed or handler == "remove"
+    one.add_argument("ids", metavar="ID", nargs="+" if needed else "*", help="CLUSTER or CLUSTER.PROC"
+                     + (", as vmjob submit printed it" if named else " (default: all of yours)"))
+    target_option(one)
+    common(one)
+    return one
 
 
 def status(args: argparse.Namespace) -> int:

@@ -110,8 +110,8 @@ def hook(args: argparse.Namespace) -> int:
 
     from vmjob.cli.report import say
     from vmjob.core.errors import JobError
-    from vmjob.job.payload import WRAPPER
-    from vmjob.job.pyz import HOOK, PYZ, SNIPPET, carried_pyz, wrapper_text
+    from vmjob.core.ownnames import PYZ, WRAPPER
+    from vmjob.job.pyz import HOOK, SNIPPET, carried_pyz, wrapper_text
 
     folder, made = Path(args.folder), False
     if not folder.is_dir():

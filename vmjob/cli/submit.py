@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob.cli import report
 from vmjob.cli.jobargs import job_of
+from vmjob.cli.options import carry_option, common, in_queue, job_options, parameter_options, target_option, verb
+from vmjob.cli.sites_options import any_options
+from vmjob.cli.verbs import VERBS
 from vmjob.core.errors import JobError
 
 if TYPE_CHECKING:
+    from vmjob.core.model import Job
     from vmjob.submit.submission import Submitted
 
 import re
@@ -22,7 +27,32 @@ from typing import TYPE_CHECKING
 from vmjob.batch import targets
 from vmjob.batch.jobs import first_failure
 from vmjob.cli.jobargs import parameters_of
-from vmjob.submit import submission
+
+_SUBMIT_EXAMPLES = """\
+examples:
+  vmjob submit job.yaml --to condor                       the pool of this machine
+  vmjob submit job.yaml --to condor-ce://ce.example.org   a compute element; it listens on port 9619
+  vmjob submit job.yaml --to clemson -n 10 --set SEED='$(Process)'
+  vmjob submit job.yaml --to clemson --from seeds.csv     one job a row; the first line names the parameters
+  vmjob submit job.yaml --to any --vo star                the best site that fits (vmjob sites --for job.yaml: why)
+
+Targets have names in ~/.config/vmjob/targets.yaml (vmjob schema targets). Parameters are environment variables of
+the program.
+"""
+
+
+def add_verbs(verbs: Any) -> None:
+    """submit."""
+    submit = verb(verbs, "submit", VERBS["submit"].help, _SUBMIT_EXAMPLES, in_queue("submit", "submit"))
+    job_options(submit)
+    target_option(submit)
+    submit.add_argument("-n", "--count", type=int, metavar="N",
+                        help="how many jobs (default: 1, or one a row of --from)")
+    parameter_options(submit)
+    carry_option(submit)
+    any_options(submit)
+    submit.add_argument("--results", metavar="DIR", help="(target local) folder for the results (default: NAME.out)")
+    common(submit)
 
 
 def submit(args: argparse.Namespace) -> int:
@@ -51,6 +81,8 @@ def submit(args: argparse.Namespace) -> int:
         return first_failure(statuses)
     if args.results:
         raise JobError("--results is for the target local", "other results are brought by: vmjob fetch ID -o DIR")
+    from vmjob.submit import submission
+
     done = submission.submit_job(job, base, target, wanted, reporter, args.carry_image)
     tell(done, args.to, args.json)
     return 0

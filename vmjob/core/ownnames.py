@@ -9,8 +9,14 @@ from __future__ import annotations
 import re
 
 from vmjob.core.files import RESULT_FILES
-from vmjob.job.payload import IMAGE, INPUT, NAME, TOKEN, WRAPPER
-from vmjob.job.pyz import PYZ
+
+# A payload's own files.
+NAME = "payload.json"
+INPUT = "input.tar"
+TOKEN = "token"  # a glide-in's, where it cannot come by a better way
+WRAPPER = "vmjob-wrapper.sh"
+PYZ = "vmjob.pyz"
+IMAGE = "image"  # the folder of its files
 
 # What ``vmjob fetch`` and the target local write beside the results.
 STDOUT, STDERR = "stdout.txt", "stderr.txt"

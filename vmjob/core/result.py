@@ -106,7 +106,7 @@ class Result:
         something. Of very many outputs it names the first, and says how many more there are."""
         from dataclasses import asdict, replace
 
-        import vmjob
+        from vmjob.core.version import __version__
 
         outputs, staged = _first(self.outputs), _first([one.url for one in self.staged])
         body = asdict(replace(self, outputs=self.outputs[:outputs], staged=self.staged[:staged]))
@@ -117,7 +117,7 @@ class Result:
             if not body[key]:
                 del body[key]
         body["stages"] = [{"name": s.name, "seconds": round(s.seconds, 4)} for s in self.stages]
-        return {"vmjob": vmjob.__version__, "schema": 1, **body}
+        return {"vmjob": __version__, "schema": 1, **body}
 
 
 def _first(names: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
+from vmjob.core import classads
 from vmjob.core.errors import (
     ClockWrong,
     CondorFailed,
@@ -27,7 +28,6 @@ from vmjob.core.glideins import FOLDER, SYSTEM_DISK, Glidein, Literal, Times, Wo
 from vmjob.core.model import Granted, Job, Slot
 from vmjob.core.tokens import claims_of
 from vmjob.guest.channel import clean
-from vmjob.slot.chirp import literal
 
 HISTORY = "startd_history"
 WHY = "why"
@@ -82,7 +82,7 @@ def configuration(glidein: Glidein, cpus: int, slot: Slot, name: str, when: Time
     jobs = glidein.slots(cpus)
     lines = {"VMJOB_NAME": name, "NUM_CPUS": str(jobs), "RESERVED_MEMORY": str(reserved_memory(jobs)),
              "VMJOB_IDLE": str(glidein.idle), "VMJOB_START": f"({glidein.start or 'True'})",
-             **{key: literal(value).replace("$", "$(DOLLAR)") for key, value in attributes.items()},
+             **{key: classads.literal(value).replace("$", "$(DOLLAR)") for key, value in attributes.items()},
              "STARTD_ATTRS": "$(STARTD_ATTRS) " + " ".join(attributes)}
     return "".join(f"{key} = {value}\n" for key, value in lines.items()) + "\n" + _text("glidein.config")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import vmjob
+from vmjob.core.version import __version__
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Version:
 def version() -> Version:
     """Of this installation, this vmjob.pyz or this checkout."""
     body = _built()
-    return Version(vmjob.__version__, str(body.get("commit", "")), tuple(sorted(body.get("worker", {}).items())))
+    return Version(__version__, str(body.get("commit", "")), tuple(sorted(body.get("worker", {}).items())))
 
 
 def _built() -> dict[str, Any]:

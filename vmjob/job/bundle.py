@@ -9,10 +9,11 @@ from pathlib import Path
 from vmjob.core.errors import JobError, ScratchFull
 from vmjob.core.files import FULL, place, real_kind, write_secret
 from vmjob.core.model import Payload
+from vmjob.core.ownnames import INPUT, NAME, PYZ, TOKEN, WRAPPER
 from vmjob.core.progress import Reporter
 from vmjob.core.scratch import claim, scratch
-from vmjob.job.payload import INPUT, LISTS, NAME, TOKEN, WRAPPER, image_place, list_name, write_payload
-from vmjob.job.pyz import PYZ, carried_pyz, wrapper_text
+from vmjob.job.payload import LISTS, image_place, list_name, write_payload
+from vmjob.job.pyz import carried_pyz, wrapper_text
 
 _LISTS = tuple(map(list_name, range(LISTS)))
 

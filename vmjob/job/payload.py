@@ -11,13 +11,9 @@ from vmjob.core.errors import ImageMissing, JobError
 from vmjob.core.files import hash_file
 from vmjob.core.glideins import Glidein
 from vmjob.core.model import Accel, Boot, Input, Job, Network, Payload, Resources
-from vmjob.manifests import manifest_from_dict, manifest_to_dict
+from vmjob.core.ownnames import IMAGE, INPUT, NAME
+from vmjob.image.manifest import from_document, to_document
 
-NAME = "payload.json"
-INPUT = "input.tar"
-TOKEN = "token"  # a glide-in's, where it cannot come by a better way
-WRAPPER = "vmjob-wrapper.sh"
-IMAGE = "image"  # the folder of its files
 LISTS = 8  # signed image lists, at most
 _AGAIN = "the payload was damaged on its way: pack it again, or send it again"
 
@@ -34,11 +30,11 @@ def list_name(number: int) -> str:
 
 def payload_document(payload: Payload) -> dict[str, Any]:
     """The document of payload.schema.json. The input archive is read for its digest. Raises OSError."""
-    import vmjob
+    from vmjob.core.version import __version__
 
     body: dict[str, Any] = {
-        "schema": 1, "vmjob": vmjob.__version__, "job": _job_to_dict(payload.job),
-        "image": manifest_to_dict(payload.manifest),
+        "schema": 1, "vmjob": __version__, "job": _job_to_dict(payload.job),
+        "image": to_document(payload.manifest),
         "places": {file.role: image_place(file.sha256) for file in payload.manifest.files},
     }
     if payload.lists:
@@ -73,7 +69,7 @@ def read_payload(folder: Path, verify: bool = True, fetchable: bool = False) -> 
     except (OSError, ValueError) as broken:
         raise JobError(f"{path}: corrupted payload: {broken}", _AGAIN) from broken
     body = schema.check(document, "payload", str(path))
-    manifest = manifest_from_dict(body["image"], f"{path}: image", JobError)
+    manifest = from_document(body["image"], f"{path}: image", JobError)
     files = {}
     for file in manifest.files:
         # a batch system that delivers files flat drops the folder

@@ -14,14 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
-import vmjob
 from vmjob.core.errors import HostError, VmjobError
-from vmjob.job.payload import WRAPPER
+from vmjob.core.ownnames import PYZ, WRAPPER
 
-PYZ = "vmjob.pyz"
 # beside the payload's wrapper: HTCondor's startd hook, and the configuration that starts it
 HOOK, SNIPPET = "vmjob-startd.sh", "99-vmjob-node.conf"
-_OWN = Path(vmjob.__file__).parent
+_OWN = Path(__file__).parents[1]  # the package
 
 
 def carried_pyz() -> Path:
@@ -29,7 +27,7 @@ def carried_pyz() -> Path:
 
     Raises HostError where it is missing or cut short, or a checkout's set-up was not done; OSError.
     """
-    running = getattr(vmjob.__spec__.loader, "archive", None) if vmjob.__spec__ else None
+    running = getattr(__spec__.loader, "archive", None) if __spec__ else None
     if running:  # we are such a file ourselves
         return Path(running)
     root = checkout()

@@ -62,9 +62,9 @@ def silent(reason: str, validity: int = VALIDITY) -> Answer:
 
 def base() -> NodeAd:
     """What is always known: it takes none, for a reason still to be told."""
-    import vmjob
+    from vmjob.core.version import __version__
 
-    return NodeAd(os.uname().nodename, False, version=vmjob.__version__, arch=os.uname().machine)
+    return NodeAd(os.uname().nodename, False, version=__version__, arch=os.uname().machine)
 
 
 def _complete(ad: NodeAd, validity: int, now: float) -> Answer:
@@ -199,7 +199,7 @@ def _images(known: dict[str, Any], seen: register.Seen) -> tuple[tuple[str, ...]
     shared = config.shared_cache()
     if shared is None:
         return seen.images, {}, ""
-    from vmjob.image.held import whole_images
+    from vmjob.image.store.shared import whole_images
 
     before = known.get("manifests")
     images, manifests, wrong = whole_images(shared, before if isinstance(before, dict) else {})

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Optional
 
-import vmjob
 from vmjob.core.model import Network
 from vmjob.core.units import format_duration, format_size
+from vmjob.core.version import __version__
 from vmjob.image.trust.endorsement import Endorsement
 from vmjob.policy.file import SITE, Limits, Policy, Rule
 
@@ -48,7 +48,7 @@ class Asked:
     endorsements: tuple[Endorsement, ...] = ()
     uncounted: tuple[str, ...] = ()
     withdrawn: str = ""
-    version: str = vmjob.__version__
+    version: str = __version__
 
 
 @dataclass(frozen=True)

@@ -89,10 +89,10 @@ def _begun(this: Run, site: Site) -> UsageRecord:
     """What is known before anything was done."""
     from uuid import uuid4
 
-    import vmjob
     from vmjob.accounting.payer import payer
     from vmjob.accounting.record import UsageRecord, clean
     from vmjob.core.accounts import group_name, user_name
+    from vmjob.core.version import __version__
 
     assert site.accounting
     group, paid = group_name(os.getgid()), payer(os.environ)
@@ -105,7 +105,7 @@ def _begun(this: Run, site: Site) -> UsageRecord:
         round(this.started, 3), network=job.network.value, image=clean(manifest.name), image_digest=manifest.digest,
         job=clean(job.name), job_id=clean(slot.job_id), batch=slot.kind, service=site.accounting.service,
         benchmark=site.accounting.benchmark[0], benchmark_value=site.accounting.benchmark[1],
-        version=vmjob.__version__, **words)
+        version=__version__, **words)
 
 
 def _so_far(begun: UsageRecord, this: Run, suspended: float) -> UsageRecord:

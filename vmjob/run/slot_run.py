@@ -125,11 +125,9 @@ def _fetch(image_at: str, chirp: Optional[Chirp]) -> Fetch:
     """Brings files of the image from the submit side. Fails when it is called: mostly the node has them."""
 
     def pieces(file: ImageFile, start: int) -> Iterator[bytes]:
-        from vmjob.slot import carrier
-
         if chirp is None:
             raise unavailable("the image")
-        return chirp.pieces(f"{carrier.find(image_at, chirp)}/{file.sha256}", file.size, start)
+        return chirp.pieces(f"{submit_side.find(image_at, chirp)}/{file.sha256}", file.size, start)
 
     return pieces
 

@@ -1,20 +1,23 @@
-"""A glide-in's token on its last way, into the slot's memory: out of a file beside the payload, which is blanked, or
+"""What slots fetch from the submit side: where an image or a token is there, the folder of a job that only carries it;
+and a glide-in's token on its last way, into the slot's memory: out of a file beside the payload, which is blanked, or
 from the submit side, where it stays for as long as the job may run again."""
 
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Optional
 
-from vmjob.core.errors import TokenRefused, VmjobError
+from vmjob.core.errors import JobError, TokenRefused, VmjobError
 from vmjob.core.files import SECRET, take_secret
-from vmjob.job.payload import TOKEN
-from vmjob.slot import carrier
+from vmjob.core.ownnames import TOKEN
 from vmjob.slot.chirp import Chirp, unavailable
 
 log = logging.getLogger("vmjob.slot")
 
+# HTCondor's spool: SPOOL/(cluster mod 10000)/(proc mod 10000)/clusterC.procP.subproc0
+_SPOOLED = re.compile(r"(/.*)/\d+/\d+/cluster\d+\.proc\d+\.subproc\d+/*\Z", re.ASCII)
 _PATIENCE = 60.0  # seconds for removing it where the network is cut
 
 
@@ -54,4 +57,27 @@ def remove(at: str, chirp: Optional[Chirp]) -> None:
 
 def _path(at: str, chirp: Chirp) -> str:
     place, _, name = at.rpartition("/")
-    return f"{carrier.find(place, chirp)}/{name}"
+    return f"{find(place, chirp)}/{name}"
+
+
+def find(place: str, chirp: Chirp) -> str:
+    """:func:`folder` for the job that we are. Raises JobError, ChirpFailed."""
+    return folder(place, "" if place.startswith("/") else chirp.get("Iwd"))
+
+
+def folder(place: str, iwd: str) -> str:
+    """``place`` itself where it is an absolute folder; for the carrier's ``CLUSTER.PROC`` its spool folder, found by
+    our own job's (``iwd``), which is a neighbour. Raises JobError."""
+    if place.startswith("/"):
+        return place.rstrip("/") or "/"
+    number = re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})", place)
+    if not number:
+        raise JobError(f"{place} at the submit side: neither an absolute folder nor the CLUSTER.PROC of a job",
+                       "submit again with vmjob submit")
+    spool = _SPOOLED.match(iwd)
+    if not spool:
+        raise JobError(f"{place} at the submit side: the folder of this job there ({iwd or 'unknown'}) is none of "
+                       "HTCondor's spool, so that the other's cannot be found beside it",
+                       "set image: job for this target in targets.yaml: image and token then travel with every job")
+    cluster, proc = map(int, number.groups())
+    return f"{spool.group(1)}/{cluster % 10000}/{proc % 10000}/cluster{cluster}.proc{proc}.subproc0"

@@ -8,10 +8,10 @@ from pathlib import Path
 from vmjob.core import process
 from vmjob.core.files import write_secret
 from vmjob.core.model import Job
+from vmjob.core.ownnames import TOKEN, WRAPPER
 from vmjob.core.progress import Reporter
 from vmjob.job import bundle
 from vmjob.job.parameters import Parameters
-from vmjob.job.payload import TOKEN, WRAPPER
 from vmjob.submit.submission import packed
 
 

@@ -14,11 +14,11 @@ from vmjob.core import config
 from vmjob.core.errors import JobError
 from vmjob.core.files import place, write_secret
 from vmjob.core.model import Job, Payload
+from vmjob.core.ownnames import INPUT, NAME, PYZ, WRAPPER
 from vmjob.core.progress import Reporter
 from vmjob.job import bundle, resolve
 from vmjob.job.parameters import Parameters
-from vmjob.job.payload import INPUT, NAME, WRAPPER, list_name
-from vmjob.job.pyz import PYZ
+from vmjob.job.payload import list_name
 from vmjob.submit.request import _image_room, node_needs, request_of
 
 if TYPE_CHECKING:

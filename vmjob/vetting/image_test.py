@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
-import vmjob
 from vmjob.core import config
 from vmjob.core.errors import GuestError
 from vmjob.core.model import Boot, Input, Job, Manifest, Network, Resources
 from vmjob.core.progress import Reporter
 from vmjob.core.result import Failure, Result
 from vmjob.core.units import MIB
+from vmjob.core.version import __version__
 from vmjob.vetting import selftest
 from vmjob.vetting.selftest import FAILED, Check, Tried
 from vmjob.vetting.watch import STAGES, Watch, walltime_of
@@ -58,7 +58,7 @@ class Outcome:
         return next((one.failure.status for one in self.boots if one.failure), GuestError.status)
 
     def to_json(self) -> dict[str, Any]:
-        return {"vmjob": vmjob.__version__, "schema": 1, "image": self.image, "digest": self.digest,
+        return {"vmjob": __version__, "schema": 1, "image": self.image, "digest": self.digest,
                 "time": self.time, "passed": self.passed, "qemu_version": self.qemu_version,
                 "accelerator": self.accelerator,
                 "boots": [{"boot": one.boot.value, "passed": one.passed, "checks": [asdict(c) for c in one.checks]}

@@ -131,7 +131,7 @@ def _sizes(made: Made) -> dict[str, int]:
 
 
 def _json(manifest: Manifest, **more: int) -> int:
-    from vmjob.manifests import manifest_to_dict
+    from vmjob.image.manifest import to_document
 
-    print(json.dumps({**manifest_to_dict(manifest), **more}))
+    print(json.dumps({**to_document(manifest), **more}))
     return 0

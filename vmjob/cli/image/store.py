@@ -147,6 +147,6 @@ def _done(manifest: Manifest, args: argparse.Namespace, next_action: str) -> int
 
 
 def _json(manifest: Manifest) -> str:
-    from vmjob.manifests import manifest_to_dict
+    from vmjob.image.manifest import to_document
 
-    return json.dumps({**manifest_to_dict(manifest), "digest": manifest.digest})
+    return json.dumps({**to_document(manifest), "digest": manifest.digest})

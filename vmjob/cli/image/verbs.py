@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
-from vmjob.cli import image_trust_options
-from vmjob.cli.image import cache, layers, vet
+from vmjob.cli.image import cache, layers, trust_options, vet
+from vmjob.cli.options import later
 
 _EXAMPLES = """\
 examples:
@@ -55,7 +54,7 @@ def add_verbs(verbs: Any) -> None:
     remove = _verb(nouns, "rm", "remove images from the local store", "example:\n  vmjob image rm micro\n", "remove")
     remove.add_argument("image", metavar="IMAGE", nargs="+", help="name or digest")
     vet.add_verbs(_verb, nouns)
-    image_trust_options.add_verbs(_verb, nouns)
+    trust_options.add_verbs(_verb, nouns)
     layers.add_verbs(nouns)
     cache.add_verbs(nouns)
 
@@ -69,17 +68,7 @@ def _verb(nouns: Any, name: str, text: str, examples: str, function: str) -> arg
     one: argparse.ArgumentParser = nouns.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + ".", epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    one.set_defaults(handler=_later(function))
+    one.set_defaults(handler=later("image.store", function))
     one.add_argument("--json", action="store_true", help="print the answer as JSON")
     one.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: every command that is run")
     return one
-
-
-def _later(function: str) -> Callable[[argparse.Namespace], int]:
-    def call(args: argparse.Namespace) -> int:
-        from vmjob.cli.image import store
-
-        status: int = getattr(store, function)(args)
-        return status
-
-    return call

@@ -73,6 +73,7 @@ def scan(args: argparse.Namespace) -> int:
     import tempfile
 
     from vmjob.vetting import feed
+    from vmjob.vetting import scan as scans
 
     store = _store()
     if not args.image and not args.all and not args.lists:
@@ -83,11 +84,11 @@ def scan(args: argparse.Namespace) -> int:
         images += [(one.digest, one) for one in store.list()]
     with tempfile.TemporaryDirectory(prefix="vmjob-scan-") as folder:
         for path in args.lists:
-            found, foreign = scan.endorsed(path, store, Path(folder))
+            found, foreign = scans.endorsed(path, store, Path(folder))
             images += found
             if foreign:
                 report.say(f"{path}: {foreign} of its images have no manifest of vmjob's: they are not looked at")
-        scanned = scan.scan(images, feeds, report.choose(json=args.json))
+        scanned = scans.scan(images, feeds, report.choose(json=args.json))
     if args.json:
         report.show(json.dumps(_scan_document(scanned, [one.title for one in feeds]), indent=1))
     else:

@@ -6,17 +6,22 @@ her own; and only those count that nobody but root and herself can change once t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Optional
 
-from vmjob.core.errors import ImageCorrupt
+from vmjob.core.errors import ImageCorrupt, ImageError
 from vmjob.core.model import ImageFile
 from vmjob.core.progress import Bar
+from vmjob.image import manifest as manifests
 from vmjob.image.store.blobs import Blobs
 from vmjob.image.store.stamps import Stamps
+
+_LONGEST = 5.0  # seconds for reading manifests; the others' turn comes
 
 
 class Shared:
@@ -63,3 +68,28 @@ def distrusted(path: Path) -> str:
     if found.st_mode & 0o022:
         return f"{path} can be written by others (mode {stat.S_IMODE(found.st_mode):04o})"
     return ""
+
+
+def whole_images(root: Path, known: Mapping[str, list[str]]) -> tuple[tuple[str, ...], dict[str, list[str]], str]:
+    """(digests of the images in the cache ``root`` whose files are all there, what to hand in as ``known`` next time,
+    why the cache does not count). ``known``: digest → SHA-256 of its files, which never changes."""
+    blobs = root / "blobs/sha256"
+    wrong = next(filter(None, map(distrusted, (root, blobs.parent, blobs))), "")
+    if wrong:
+        return (), {}, f"the shared cache is not used: {wrong}"
+    try:
+        here = {path.name for path in blobs.iterdir()}
+        names = [path.stem for path in (root / "images").glob("[!.]*.yaml")]
+    except OSError as refused:
+        return (), {}, f"the shared cache is not used: {refused.filename}: {refused.strerror}"
+    found: dict[str, list[str]] = {}
+    end = time.monotonic() + _LONGEST
+    for name in sorted(names):
+        if f"sha256:{name}" in known:
+            found[f"sha256:{name}"] = list(known[f"sha256:{name}"])
+        elif time.monotonic() < end:
+            with contextlib.suppress(ImageError, OSError):
+                manifest = manifests.load(root / "images" / f"{name}.yaml")
+                if manifest.digest == f"sha256:{name}":
+                    found[manifest.digest] = [file.sha256 for file in manifest.files]
+    return tuple(digest for digest, files in found.items() if here.issuperset(files)), found, ""

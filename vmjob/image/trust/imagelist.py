@@ -22,8 +22,8 @@ from typing import Any, Optional
 
 from vmjob.core.errors import EndorsementRefused, VmjobError
 from vmjob.core.model import Manifest
+from vmjob.image.manifest import from_document
 from vmjob.image.trust.endorsement import Endorser
-from vmjob.manifests import manifest_from_dict
 
 MANIFEST, TEST, WITHDRAWN = "vmjob:manifest", "vmjob:test", "vmjob:withdrawn"
 MOST_IMAGES = 1_000_000
@@ -244,7 +244,7 @@ def _manifest(entry: Mapping[str, Any], where: str) -> Optional[Manifest]:
     if MANIFEST not in entry:
         return None
     try:
-        return manifest_from_dict(entry[MANIFEST], f"{where}: {MANIFEST}", EndorsementRefused)
+        return from_document(entry[MANIFEST], f"{where}: {MANIFEST}", EndorsementRefused)
     except VmjobError as wrong:  # also a digest that is not the content's
         raise EndorsementRefused(wrong.message, _ASK) from wrong
 

@@ -14,9 +14,9 @@ from vmjob.core import files
 from vmjob.core.errors import JobError
 from vmjob.core.model import ImageFile, Manifest, address
 from vmjob.core.progress import Bar
+from vmjob.image.manifest import to_document
 from vmjob.image.trust.endorsement import Endorser
 from vmjob.image.trust.imagelist import MANIFEST, TEST, WITHDRAWN, file_path, time_text
-from vmjob.manifests import manifest_to_dict
 
 # What a list of HEPiX' must tell of an image; vmcatcher refuses one without.
 _FORMATS = {"qcow2": "QCOW2", "raw": "RAW", "vmdk": "VMDK", "vdi": "VDI", "vhdx": "VHDX"}
@@ -72,7 +72,7 @@ def entry(manifest: Manifest, sha512: str, heading: Heading, *, group: str = "",
         "hv:format": _FORMATS.get(main.format, main.format), "hv:ram_minimum": str(manifest.needs_memory // 2**20),
         "hv:core_minimum": str(manifest.needs_cpus), "sl:arch": manifest.arch, "sl:os": "Linux",
         "sl:osversion": "-", "sl:comments": ", ".join(manifest.made_from)[:500] or "-",
-        MANIFEST: manifest_to_dict(listed)}
+        MANIFEST: to_document(listed)}
     if group:
         body["ad:group"] = group
     if test is not None:

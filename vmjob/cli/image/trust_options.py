@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vmjob.cli.options import later
+
 _SIGN = """\
 examples:
   vmjob image sign pythia -o images.list --cert usercert.pem --key userkey.pem --title "Images of the VO pheno" \\
@@ -41,7 +43,7 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser], nouns: Any) -> None:
 
 
 def _sign(one: argparse.ArgumentParser) -> None:
-    one.set_defaults(handler=_later("image.sign", "sign"))
+    one.set_defaults(handler=later("image.sign", "sign"))
     one.add_argument("image", metavar="IMAGE", nargs="*", help="name, digest or path of a manifest.yaml")
     one.add_argument("-o", "--out", metavar="FILE", type=Path, help="the signed list")
     one.add_argument("--from", metavar="LIST.yaml", dest="settings", type=Path,
@@ -68,7 +70,7 @@ def _sign(one: argparse.ArgumentParser) -> None:
 
 
 def _verify(one: argparse.ArgumentParser) -> None:
-    one.set_defaults(handler=_later("image.verify", "verify"))
+    one.set_defaults(handler=later("image.verify", "verify"))
     one.add_argument("subject", metavar="LIST|IMAGE", help="a signed list, an image of the store, a manifest or a disk")
     one.add_argument("--list", metavar="FILE", dest="lists", action="append", default=[], type=Path,
                      help="a signed list that may vouch for the image (default: those that are followed)")
@@ -77,7 +79,7 @@ def _verify(one: argparse.ArgumentParser) -> None:
 
 
 def _subscribe(one: argparse.ArgumentParser) -> None:
-    one.set_defaults(handler=_later("image.lists", "subscribe"))
+    one.set_defaults(handler=later("image.lists", "subscribe"))
     one.add_argument("url", metavar="URL", nargs="?", help="http(s) address or file of a signed list")
     one.add_argument("--endorser", metavar="DN", help="who must have signed it; with --ca nothing is asked")
     one.add_argument("--ca", metavar="DN", help="the authority that must have certified the endorser")
@@ -87,13 +89,3 @@ def _subscribe(one: argparse.ArgumentParser) -> None:
     one.add_argument("--list", action="store_true", dest="show", help="show the lists that are followed")
     one.add_argument("--remove", metavar="ID", help="follow a list no longer")
     one.add_argument("--dry-run", action="store_true", help="fetch and check, and change nothing")
-
-
-def _later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
-    def call(args: argparse.Namespace) -> int:
-        from importlib import import_module
-
-        status: int = getattr(import_module(f"vmjob.cli.{module}"), function)(args)
-        return status
-
-    return call
