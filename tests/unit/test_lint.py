@@ -17,21 +17,6 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
 
-# a folder may import only what stands below it in this list; those on one line do not know each other
-LAYERS = [
-    {"errors", "model", "units", "process", "config", "progress", "schema", "job", "files", "manifests", "payload",
-     "chirp", "glideins", "result", "tokens", "pyz", "pyz_build", "version", "pool_errors", "blockdev", "endorsement",
-     "policy", "verdict", "safepath", "sitead", "siteconfig", "site_errors", "matching", "sitememory", "classads",
-     "landlock", "fences", "escapes", "ownnames", "requirements", "nodead", "nodekinds", "runs", "health",
-     "machinetext", "locks", "ownway", "usage",
-     "interrupt", "node_errors", "pace", "spool", "ledger", ""},
-    {"image", "stage", "slot", "vm", "guest", "batch", "node"},
-    {"compose", "outcome", "resultfile", "guestwatch", "supervise", "prepare", "bundle", "run", "submit", "planning",
-     "api", "slotrun",
-     "submission", "local", "parameters", "factory", "keeping", "logbook", "admission", "identity", "staging",
-     "trying", "nodecheck", "poolview", "advertise", "placing", "sites", "accounting", "payer"},
-    {"cli", "__main__", "__init__"},
-]
 PUBLISHER = ROOT / "ceMon-publisher"
 MODULES = [*(ROOT / "vmjob").rglob("*.py"), *PUBLISHER.rglob("*.py")]
 SHELL = [*ROOT.glob("vmjob/**/*.sh"), *ROOT.glob("wrappers/*.sh"), *ROOT.glob("tests/*/*.sh"),
@@ -60,36 +45,6 @@ def test_shellcheck(script: Path) -> None:
         pytest.skip("needs shellcheck: apt-get install shellcheck")
     done = subprocess.run([tool, "-s", "sh", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-
-
-def imports(path: Path) -> set[str]:
-    """First name below vmjob of everything that a module imports, also inside functions."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module] if node.module != "vmjob" else [f"vmjob.{alias.name}" for alias in node.names]
-        for name in names:
-            if name.split(".")[0] == "vmjob":
-                found.add(".".join(name.split(".")[1:2]))
-    return {name for name in found if not name.startswith("__")}
-
-
-def test_imports_point_downward() -> None:
-    level = {name: number for number, names in enumerate(LAYERS) for name in names}
-    wrong = []
-    for path in sorted((ROOT / "vmjob").rglob("*.py")):
-        parts = path.relative_to(ROOT / "vmjob").parts
-        here = parts[0] if len(parts) > 1 else path.stem
-        assert here in level, f"{path}: new at the top of the package: say in LAYERS where it stands"
-        for there in imports(path) - {here}:
-            assert there in level, f"{path} imports vmjob.{there}, which is no module at the top of the package"
-            siblings = level[here] == level[there] == 1
-            if level[there] > level[here] or siblings:
-                wrong.append(f"{path.relative_to(ROOT)} imports vmjob.{there}")
-    assert not wrong, "\n".join(wrong)
 
 
 def test_only_the_cli_prints_and_exits() -> None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
+from vmjob.cli.site_options import changing, noun, tree_of
+
 if TYPE_CHECKING:
     from vmjob.node.doctor import Check
     from vmjob.node.enable.plan import Plan
@@ -64,15 +66,6 @@ def add_verbs(verbs: Any) -> None:
 
     site_advertise.add(nouns)
     site_remove.add(nouns)
-
-
-def noun(nouns: Any, name: str, text: str, examples: str, handler: Any) -> Any:
-    one = nouns.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=examples,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
-    one.add_argument("--json", action="store_true", help="print the answer as JSON")
-    one.add_argument("-v", "--verbose", action="count", default=0, help="say more")
-    one.set_defaults(handler=handler)
-    return one
 
 
 # ---------------------------------------------------------------- check
@@ -172,11 +165,6 @@ def _add_disable(nouns: Any) -> None:
     changing(noun(nouns, "disable", "undo on this node what enable-kvm did", _DISABLE, disable))
 
 
-def changing(one: Any) -> None:
-    one.add_argument("--dry-run", action="store_true", help="print what would change; change nothing")
-    one.add_argument("--root", metavar="DIR", default="/", help="a tree other than this node's, such as an image's")
-
-
 def enable(args: argparse.Namespace) -> int:
     """Print the diff, then apply it. Raises NodeUnchanged."""
     from vmjob.core.site_errors import NodeUnchanged
@@ -205,15 +193,6 @@ def disable(args: argparse.Namespace) -> int:
 
     tree = tree_of(args.root)
     return _change(args, tree, lambda notes: plan.disable(apply.look(tree, None, "", notes)), [])
-
-
-def tree_of(root: str) -> Tree:
-    from vmjob.core.site_errors import NodeUnchanged
-    from vmjob.node.tree import Tree
-
-    if not Path(root).is_dir():
-        raise NodeUnchanged(f"--root {root}: there is no such folder", "name the root of an unpacked system")
-    return Tree(Path(root))
 
 
 def _change(args: argparse.Namespace, tree: Tree, work_out: Any, notes: list[str]) -> int:

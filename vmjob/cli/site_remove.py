@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any, Optional
 
+from vmjob.cli.site_options import changing, noun, tree_of
+
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
 
@@ -27,8 +29,6 @@ machine runs on the node nothing is removed. Killed, a second run finishes.
 
 def add(nouns: Any) -> None:
     """The sub-verb ``remove``."""
-    from vmjob.cli.site import changing, noun
-
     one = noun(nouns, "remove", "undo all that vmjob ever changed on this node", _EXAMPLES, remove)
     one.add_argument("--spool", action="store_true", help="remove usage records too, sent or not, and their ledger")
     one.add_argument("--store", action="store_true", help="remove the site's image store, /var/lib/vmjob/store, too")
@@ -40,7 +40,6 @@ def add(nouns: Any) -> None:
 def remove(args: argparse.Namespace) -> int:
     """Print the diff, then apply it. Raises NodeUnchanged."""
     from vmjob.cli.report import say
-    from vmjob.cli.site import tree_of
     from vmjob.node.enable import apply
     from vmjob.node.remove import apply as removing
     from vmjob.node.remove import plan

@@ -46,7 +46,7 @@ def node_needs(job: Job, manifest: Manifest) -> Needs:
                  kvm=job.accel is Accel.KVM, emulated=job.accel is Accel.TCG)
 
 
-def _image_room(manifest: Manifest) -> int:
+def image_room(manifest: Manifest) -> int:
     """Bytes for the image: a node without a cache keeps it in the job's own scratch, and what other programs bring is
     there twice for a moment. Pure."""
     brought = any(source.startswith(("condor:", "davs:")) for source in manifest.sources)

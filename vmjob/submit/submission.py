@@ -19,7 +19,7 @@ from vmjob.core.progress import Reporter
 from vmjob.job import bundle, resolve
 from vmjob.job.parameters import Parameters
 from vmjob.job.payload import list_name
-from vmjob.submit.request import _image_room, node_needs, request_of
+from vmjob.submit.request import image_room, node_needs, request_of
 
 if TYPE_CHECKING:
     from vmjob.batch.targets import Target
@@ -126,7 +126,7 @@ def _submission(payload: Payload, parameters: Parameters, files: tuple[str, ...]
     archive = payload.input_archive.stat().st_size if payload.input_archive else 0
     return Submission(
         name=payload.job.name, image=manifest.name, digest=manifest.digest, parameters=parameters, files=files,
-        request=request_of(payload.job, manifest, 2 * archive + _image_room(manifest)),
+        request=request_of(payload.job, manifest, 2 * archive + image_room(manifest)),
         image_files={file.sha256: payload.image_files[file.role] for file in manifest.files
                      if file.role in payload.image_files},
         tokens=token_names(parameters.count) if payload.job.glidein else (), needs=node_needs(payload.job, manifest))
