@@ -220,3 +220,14 @@ def from_json(document: Any, where: str, error: type[VmjobError]) -> UsageRecord
     body: Mapping[str, Any] = check(document, "usage", where, error)
     known = {one.name for one in fields(UsageRecord)}
     return UsageRecord(**{key: value for key, value in body.items() if key in known})
+
+
+def changes(before: UsageRecord, now: UsageRecord, most: int) -> bytes:
+    """What is another than before, as JSON of at most ``most`` bytes. Of what is too long the longest texts are left
+    out, so that what stood before counts: half a document would be none, half a name somebody else's. Pure."""
+    old = asdict(before)
+    changed = {key: value for key, value in asdict(now).items() if value != old[key]}
+    while len(body := json.dumps(changed).encode()) > most:
+        texts = {key: len(json.dumps(value)) for key, value in changed.items() if isinstance(value, str)}
+        changed.pop(max(texts, key=lambda key: texts[key]))
+    return body

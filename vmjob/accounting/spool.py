@@ -26,11 +26,11 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
-from vmjob.accounting.record import FORMATS, KILLED, UsageRecord, from_json, render, to_json
+from vmjob.accounting.record import FORMATS, KILLED, UsageRecord, changes, from_json, render, to_json
 from vmjob.core import locks
 from vmjob.core.errors import JobError, VmjobError
 from vmjob.core.files import real_kind
@@ -55,9 +55,7 @@ class Entry:
 
     def beat(self, now: UsageRecord) -> None:
         """Say that the run lives, and what it has used so far. Raises OSError."""
-        before = asdict(self.record)
-        body = json.dumps({key: value for key, value in asdict(now).items() if value != before[key]})
-        _fill(self.folder / "beat", body.encode()[:_BEAT - 1].ljust(_BEAT - 1) + b"\n", settle=False)
+        _fill(self.folder / "beat", changes(self.record, now, _BEAT - 1).ljust(_BEAT - 1) + b"\n", settle=False)
 
     def end(self, last: UsageRecord) -> None:
         """Hand over the record. Raises OSError; what was not done then, a sweep does."""

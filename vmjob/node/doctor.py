@@ -34,10 +34,10 @@ class Check:
 
 
 def examine(scratch: Optional[Path] = None, others: bool = False) -> list[Check]:
-    """All checks, in the order of a run. ``scratch`` is where runs would put their files (default: the
-    temporary folder). ``others``: root asks, and the jobs are not root's. May start QEMU for the KVM test, at most
+    """All checks, in the order of a run. ``scratch`` is where runs would put their files (default: where
+    they do). ``others``: root asks, and the jobs are not root's. May start QEMU for the KVM test, at most
     about 2 s, unless that is known already."""
-    place = scratch or Path(os.environ.get("TMPDIR", "/tmp"))
+    place = scratch or config.default_scratch()
     qemu: Optional[QemuInfo] = None
     checks = [_python()]
     try:

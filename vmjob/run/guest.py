@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import signal
 import time
 from collections.abc import Coroutine
@@ -23,6 +22,7 @@ from vmjob.core.pace import Pace
 from vmjob.job.boot import guest_user
 from vmjob.run import compose, guest_watch
 from vmjob.run.prepare import prepare
+from vmjob.run.result_file import keep_console
 from vmjob.run.state import Run
 from vmjob.vm.cmdline import cpu_model
 
@@ -69,15 +69,8 @@ class Guest:
                  trace: Optional[TracebackType]) -> None:
         # a guest that failed cannot answer; one whose time was over was asked before
         self._end(ask=error is not None and not isinstance(error, GuestError) and not self.stopped)
-        console, results = self.folder / "console.log", self.this.results
-        if results and console.is_file():
-            spare = results / f".vmjob-console-{os.getpid()}"
-            try:
-                shutil.copyfile(console, spare)
-                spare.replace(results / "console.log")
-            except OSError as refused:  # must not hide what the run itself has to tell
-                log.warning("console.log cannot be kept: %s", refused)
-                spare.unlink(missing_ok=True)
+        if self.this.results:
+            keep_console(self.folder, self.this.results)
 
     # ------------------------------------------------------------ the three steps
 
@@ -126,7 +119,7 @@ class Guest:
 
         spec, link = prepare(self.this, self.image, self.folder, self._stack)
         self._machine = self._stack.enter_context(Machine(spec, self.folder, link))
-        self.this.cpu_now = self._machine.qemu.cpu_now
+        self.this.cpu.began(self._machine.qemu.cpu_now)
         import asyncio  # QEMU is on its way: what is imported from here on costs the run nothing
 
         self._loop = asyncio.new_event_loop()
@@ -158,16 +151,12 @@ class Guest:
         streams = await session.unless_failed(self._machine.streams())
         session.attach(streams["ctrl"], streams["out"], streams["err"], streams["console"])
         self._attached = True
-        self._spawn(self._watch(self._machine, session))
+        self._spawn(guest_watch.qemu(self._machine, session))
         self._spawn(guest_watch.disk(self.this, self.folder, session))
         if self._link and self._link.helper:
             self._spawn(guest_watch.network(self.this, self._link.helper, session))
         self._spawn(Door(self._machine.listener("attach"), self._machine.listener("shell"), session).serve())
         await session.booted(limit * self.this.attempts)  # a second try has more time: the node may be busy
-
-    async def _watch(self, machine: Machine, session: Session) -> None:
-        """A full disk or a dead QEMU ends every wait with its own name."""
-        session.fail(await machine.broken())
 
     async def _worked(self) -> None:
         from vmjob.guest.channel import State
@@ -215,17 +204,18 @@ class Guest:
             else:
                 self._cut_short(interrupted(number))
 
-    def _over(self) -> None:
+    def _over(self, kept: float) -> None:
         if not self._reason:
-            self._cut_short(walltime_over())
+            self._cut_short(walltime_over(), kept)
 
-    def _cut_short(self, reason: VmjobError) -> None:
-        """Tell the guest that its time ends. Before the program has started there is nothing to wait for; when it has
-        ended, only its outputs are, and if they come in time nothing was cut short."""
+    def _cut_short(self, reason: VmjobError, grace: float = GRACE) -> None:
+        """Tell the guest that its time ends, in ``grace`` seconds at most, half of which its program has. Before the
+        program has started there is nothing to wait for; when it has ended, only its outputs are, and if they come in
+        time nothing was cut short."""
         from vmjob.guest.channel import State
 
         reason.stage = self.this.stages.current
-        self._reason, self._stop_by = reason, time.monotonic() + GRACE
+        self._reason, self._stop_by = reason, time.monotonic() + grace
         session = self._session
         if session is None or not self._attached:
             self.stopped = reason
@@ -239,7 +229,7 @@ class Guest:
         elif session.channel.state == State.STARTED:
             if session.paused:
                 self._spawn(self._resume())  # who stands still cannot end in order
-            self._spawn(session.send(f"shutdown {GRACE // 2}\n".encode()))
+            self._spawn(session.send(f"shutdown {max(1, int(grace / 2))}\n".encode()))
         session.wake()
 
     async def _obey(self) -> None:
@@ -266,7 +256,14 @@ class Guest:
         assert self._loop
         task = self._loop.create_task(work)
         self._tasks.add(task)  # a loop does not keep its tasks alive
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A watch that dies ends the run by its own name: without it nobody would see what it was there for."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error and self._session:
+            self._session.fail(self.this.named(error))
 
     # ------------------------------------------------------------ the end
 
@@ -295,7 +292,7 @@ class Guest:
         self._stack.close()
         self.signals.unwatch()
         if machine:
-            self.this.cpu_now, self.this.paused = None, False
-            self.this.cpu_seconds += machine.cpu_seconds
+            self.this.paused = False
+            self.this.cpu.ended(machine.cpu_seconds)
             self.this.peak_memory = max(self.this.peak_memory, machine.peak_memory)
             self.this.stop = machine.stopped_by

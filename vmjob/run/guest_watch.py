@@ -15,21 +15,32 @@ from vmjob.run.state import Run
 
 if TYPE_CHECKING:
     from vmjob.guest.session import Session
+    from vmjob.vm.machine import Machine
     from vmjob.vm.net import Helper
 
 LOST_HINT = "something on the node ended passt (its memory may have run out: see its kernel log); another try may do"
 
 
-async def walltime(this: Run, grace: float, over: Callable[[], None]) -> None:
-    """At the walltime the guest is told, by ``over``, and given ``grace``; it may not even have booted by then."""
+def kept_back(walltime: float, grace: float) -> float:
+    """Seconds of ``walltime`` in which a guest ends in order: ``grace``, and of a short one a fifth. Pure."""
+    return min(grace, max(3.0, walltime * 0.2))
+
+
+async def walltime(this: Run, grace: float, over: Callable[[float], None]) -> None:
+    """So long before the walltime that the guest can end in order within it, ``over`` is called with the seconds that
+    are left: later the batch system ends us, and nothing comes back. The guest may not even have booted by then."""
     import asyncio
 
     if this.granted is None or this.granted.walltime is None:
         return
-    # enough is kept back to end in order before the batch system ends us
-    kept = min(grace, max(3.0, this.granted.walltime * 0.1))
+    kept = kept_back(this.granted.walltime, grace)
     await asyncio.sleep(this.clock + this.granted.walltime - kept - time.monotonic())
-    over()
+    over(kept)
+
+
+async def qemu(machine: Machine, session: Session) -> None:
+    """A full disk or a dead QEMU ends every wait with its own name."""
+    session.fail(await machine.broken())
 
 
 async def disk(this: Run, folder: Path, session: Session) -> None:

@@ -110,14 +110,14 @@ def _begun(this: Run, site: Site) -> UsageRecord:
 
 def _so_far(begun: UsageRecord, this: Run, suspended: float) -> UsageRecord:
     """What has come to be known since; from any thread."""
-    granted, running = this.granted, this.cpu_now
+    granted = this.granted
     traffic = list(this.traffic)
     came = [one.received for one in traffic if one.received is not None]
     went = [one.sent for one in traffic if one.sent is not None]
     disk = this.payload.manifest.virtual_size + (granted.disk if granted and this.job.outputs else 0)
     found = replace(
         begun, wall=time.monotonic() - this.clock, suspended=suspended,
-        cpu=this.cpu_seconds + (running() if running else 0.0), cpus=granted.cpus if granted else 0,
+        cpu=this.cpu.now(), cpus=granted.cpus if granted else 0,
         memory=granted.memory if granted else 0, disk=disk, accelerator=this.accel.name if this.accel else "",
         bytes_in=sum(came) if len(came) == len(traffic) else None,
         bytes_out=sum(went) if len(went) == len(traffic) else None,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -132,3 +133,17 @@ def _unlink(folder: Path, name: str) -> None:
         pass
     finally:
         os.close(here)
+
+
+def keep_console(folder: Path, results: Path) -> None:
+    """console.log of the run in ``folder`` into the results. Never raises: what the run itself has to tell counts."""
+    console, spare = folder / "console.log", results / f".vmjob-console-{os.getpid()}"
+    if not console.is_file():
+        return
+    try:
+        shutil.copyfile(console, spare)
+        spare.replace(results / "console.log")
+    except OSError as refused:
+        log.warning("console.log cannot be kept: %s", refused)
+        with suppress(OSError):
+            spare.unlink()

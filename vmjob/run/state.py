@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,30 @@ if TYPE_CHECKING:
 
 
 NOTES = 50
+
+
+class CpuTime:
+    """CPU seconds of a run's QEMUs: of those that have ended, and of the one that runs. The thread of the usage record
+    reads it while the main one moves the second into the first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._before = 0.0
+        self._running: Optional[Callable[[], float]] = None
+
+    def began(self, now: Callable[[], float]) -> None:
+        """``now``: the seconds of a QEMU that was just started."""
+        with self._lock:
+            self._running = now
+
+    def ended(self, seconds: float) -> None:
+        """That QEMU has ended, and had so many in all."""
+        with self._lock:
+            self._before, self._running = self._before + seconds, None
+
+    def now(self) -> float:
+        with self._lock:
+            return self._before + (self._running() if self._running else 0.0)
 
 
 @dataclass
@@ -50,7 +75,7 @@ class Run:
     bytes_in: int = 0
     bytes_image: int = 0
     bytes_out: int = 0
-    cpu_seconds: float = 0.0
+    cpu: CpuTime = field(default_factory=CpuTime)
     peak_memory: int = 0
     console_tail: tuple[str, ...] = ()
     stop: str = ""
@@ -62,7 +87,6 @@ class Run:
     glidein: Optional[Worked] = None
     accounted: bool = False  # somebody wants to know these, while it goes on too:
     paused: bool = False  # the guest stands still because we were told so
-    cpu_now: Optional[Callable[[], float]] = None  # CPU seconds of the QEMU that runs
     traffic: list[Traffic] = field(default_factory=list)  # one for each boot with a network
     started: float = field(default_factory=time.time)
     clock: float = field(default_factory=time.monotonic)
@@ -109,7 +133,7 @@ class Run:
             image_digest=manifest.digest, boot=self.boot.value if self.boot else "", boot_attempts=self.attempts,
             network=self.network, cpus=granted.cpus if granted else 0, memory=granted.memory if granted else 0,
             slot=self.slot.kind, bytes_in=self.bytes_in, bytes_image=self.bytes_image, bytes_out=self.bytes_out,
-            cpu_seconds=round(self.cpu_seconds, 3), peak_memory=self.peak_memory, outputs=self.outputs,
+            cpu_seconds=round(self.cpu.now(), 3), peak_memory=self.peak_memory, outputs=self.outputs,
             console_tail=self.console_tail if outcome == "failed" else (), stop=self.stop,
             started=round(self.started, 3), ended=round(time.time(), 3), host=socket.gethostname(),
             glidein=self.glidein, policy=self.decision, staged=self.staged, notes=tuple(self.notes[:NOTES]),

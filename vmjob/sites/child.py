@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import sys
 from typing import Any
 
 from vmjob.core.errors import VmjobError
@@ -57,3 +58,7 @@ def main(inward: int) -> None:
 
 def _failure(message: str) -> dict[str, Any]:
     return {"failure": {"kind": SitesRefused.__name__, "message": message, "hint": "tell those who run it"}}
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import IO, Any, Optional, Union
 
 from vmjob.ads.site_ad import SiteAd
@@ -168,12 +169,14 @@ def _ask_all(sources: Sequence[Source], reporter: Reporter) -> Iterator[tuple[So
 @contextmanager
 def _child(source: Source) -> Iterator[_Child]:
     """Asks it; is gone, whatever it waits for, when this ends."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; from vmjob.sites import child; child.main(int(sys.argv[1]))"
+    # it finds vmjob where we did; -m puts the current folder before that, so it is one where nobody leaves modules
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
     inward, ours = os.pipe()
     with tempfile.TemporaryFile() as output:
         try:
             os.write(ours, json.dumps(asdict(source)).encode())  # an address may hold a secret
-            started = process.spawn([sys.executable, "-c", code, str(inward)], pass_fds=[inward], stdout=output)
+            started = process.spawn([sys.executable, "-m", "vmjob.sites.child", str(inward)], cwd=Path("/"), env=env,
+                                    pass_fds=[inward], stdout=output)
         finally:
             os.close(inward)
             os.close(ours)
