@@ -6,14 +6,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from vmjob.core import config
 from vmjob.core.errors import VmjobError
-from vmjob.core.files import RESULT_FILES
+from vmjob.core.files import RESULT_FILES, whole
 from vmjob.core.interrupt import PATIENCE, Signals
 from vmjob.core.model import Fetch, ImageFile
 from vmjob.core.progress import Reporter
@@ -172,21 +171,10 @@ def _pack_alone(result: Result, target: Path) -> None:
     info = tarfile.TarInfo(RESULT_FILES[0])
     info.size, info.mtime = len(text), int(result.ended)
     try:
-        with _whole(target) as spare, tarfile.open(spare, "w") as archive:
+        with whole(target) as spare, tarfile.open(spare, "w") as archive:
             archive.addfile(info, io.BytesIO(text))
     except OSError as refused:
         log.error("%s cannot be written: %s", target, refused)
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A name to write under; what stands there at the end is ``target`` then, and after a failure nothing."""
-    spare = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        yield spare
-        spare.replace(target)
-    finally:
-        spare.unlink(missing_ok=True)
 
 
 def pack_results(folder: Path, target: Path) -> None:
@@ -194,7 +182,7 @@ def pack_results(folder: Path, target: Path) -> None:
     Raises ScratchFull, JobError, OSError."""
     from vmjob.stage.archive.pack import write_archive
 
-    with _whole(target) as spare:
+    with whole(target) as spare:
         write_archive(_entries(folder), spare, lambda _: None)
 
 

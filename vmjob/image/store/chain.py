@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from vmjob.core import config
+from vmjob.core.files import disk_bytes
 from vmjob.core.model import ImageFile, Manifest
 from vmjob.core.progress import Reporter
 
@@ -88,7 +88,7 @@ def _layer(layer: ImageFile, path: Path, digests: Sequence[str], below_size: int
 
     size = apply.becomes(delta.read(path, digests, below_size, layer.virtual_size))
     # nothing is evicted for what never fits
-    made = blobs.derive(key, make, spare, size if size < _disk_size(blobs.root) else 0)
+    made = blobs.derive(key, make, spare, size if size < disk_bytes(blobs.root)[0] else 0)
     _clean(blobs)
     return made
 
@@ -100,12 +100,6 @@ def _make(layer: Path, digests: Sequence[str], below_size: int, size: int, below
     read = delta.read(layer, digests, below_size, size)
     with reporter.bar(f"unpack layer {len(digests)}", (read.runs.new + read.runs.copied) * delta.BLOCK) as bar:
         apply.materialise(read, below, target, bar)
-
-
-def _disk_size(folder: Path) -> int:
-    """Bytes of the file system that ``folder`` is or will be on."""
-    found = os.statvfs(next(one for one in (folder, *folder.parents) if one.exists()))
-    return found.f_blocks * found.f_frsize
 
 
 def _clean(blobs: Blobs) -> None:

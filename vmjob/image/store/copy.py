@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Optional
 
 from vmjob.core.errors import ImageCorrupt, ImageOutOfReach, ScratchFull, VmjobError
-from vmjob.core.files import CHUNK, FULL, chunks, hash_file, reflink
+from vmjob.core.files import CHUNK, FULL, chunks, free_bytes, hash_file, reflink
 from vmjob.core.model import Fetch, ImageFile
 from vmjob.core.progress import Bar
 from vmjob.image.store.stamps import identity, unchanged
@@ -144,8 +144,7 @@ def _begun(file: ImageFile, target: Path, bar: Bar) -> tuple[Any, int]:
 
 def _check_room(file: ImageFile, target: Path, needed: int) -> None:
     """Told before it has travelled."""
-    free = os.statvfs(target.parent)
-    if free.f_bavail * free.f_frsize < needed:
+    if free_bytes(target.parent) < needed:
         target.unlink(missing_ok=True)
         raise ScratchFull(f"{target.parent}: no space for {file.path} ({file.size} bytes)", ROOM)
 

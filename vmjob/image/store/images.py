@@ -20,6 +20,7 @@ from typing import Optional
 
 from vmjob.core import config, locks
 from vmjob.core.errors import ImageCorrupt, ImageError, ImageMissing
+from vmjob.core.files import write_whole
 from vmjob.core.model import Fetch, Image, Manifest
 from vmjob.core.progress import Bar, Reporter
 from vmjob.image import formats
@@ -275,12 +276,7 @@ class Store:
     def _write(self, name: str, text: str) -> None:
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        write_whole(target, text, durable=True)
 
     @contextlib.contextmanager
     def _lock(self, how: int) -> Iterator[None]:

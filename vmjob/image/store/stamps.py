@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 
 from vmjob.core import config
+from vmjob.core.files import write_whole
 
 
 class Stamps:
@@ -18,12 +18,11 @@ class Stamps:
     def make(self, name: str, seen: tuple[int, ...]) -> None:
         """From now on, and until the host boots, the bytes of the file that was ``seen`` (its identity before it was
         read) are trusted as ``name``."""
-        target, temporary = self.folder / name, self.folder / f".{name}.{os.getpid()}"
+        target = self.folder / name
         text = " ".join([*map(str, seen), config.boot_id()])
         with contextlib.suppress(OSError):
             target.parent.mkdir(exist_ok=True)
-            temporary.write_text(text)
-            temporary.replace(target)
+            write_whole(target, text)
 
     def hold(self, name: str, path: Path) -> bool:
         """Whether ``path`` is still the file that was verified."""
