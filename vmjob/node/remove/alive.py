@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Optional
 
 from vmjob.core import locks
+from vmjob.core.accounts import user_name
 from vmjob.core.machinetext import is_number
 from vmjob.node import snippets
 from vmjob.node.tree import Tree
@@ -49,7 +50,8 @@ def _using(tree: Tree) -> Iterator[str]:
             if match:
                 with _inside(place, name, "uses") as uses:
                     if any(_locked(uses, one, int(match[1])) for one in _names(uses)):
-                        yield f"{snippets.CACHE / name}, whose images are in use, of {user_name(int(match[1]), 'the user ')}"
+                        who = user_name(int(match[1]), "the user ")
+                        yield f"{snippets.CACHE / name}, whose images are in use, of {who}"
 
 
 def _recording(tree: Tree, spool: PurePosixPath) -> Iterator[str]:
