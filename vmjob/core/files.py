@@ -152,7 +152,8 @@ def place(source: Path, target: Path) -> None:
                 return
             with suppress(OSError):
                 spare = target.with_name(f".{target.name}.link")
-                os.link(os.path.realpath(source), spare)
+                # the file that is open here, whatever lies at its name; with a folder, or links would not be followed
+                os.link(f"/proc/self/fd/{origin.fileno()}", spare, src_dir_fd=origin.fileno())
                 spare.replace(target)
                 return
             size = os.fstat(origin.fileno()).st_size
@@ -173,14 +174,14 @@ def whole(path: Path, *, mode: Optional[int] = None, durable: bool = False) -> I
         if mode is not None:
             spare.chmod(mode)
         if durable:
-            _settle(spare)
+            sync(spare)
         spare.replace(path)
     except BaseException:
         with suppress(OSError):
             spare.unlink(missing_ok=True)
         raise
     if durable:
-        _settle(path.parent)
+        sync(path.parent)
 
 
 def write_whole(path: Path, data: Union[bytes, str], *, mode: Optional[int] = None, durable: bool = False) -> None:
@@ -191,7 +192,8 @@ def write_whole(path: Path, data: Union[bytes, str], *, mode: Optional[int] = No
             file.write(data.encode() if isinstance(data, str) else data)
 
 
-def _settle(path: Path) -> None:
+def sync(path: Path) -> None:
+    """The file's bytes, or the folder's names, survive a power cut. Raises OSError."""
     opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(opened)

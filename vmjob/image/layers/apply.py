@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Optional
 
+from vmjob.core import opened
 from vmjob.core.errors import ScratchFull
 from vmjob.core.files import free_bytes
 from vmjob.core.progress import Bar
@@ -36,8 +37,9 @@ def materialise(layer: Delta, below: Sequence[tuple[str, str]], target: Path, ba
     CommandMissing or HostError where qemu-nbd is missing or fails."""
     runs, sparse = layer.runs, _layout(layer)
     if free_bytes(target.parent) * 95 // 100 < sparse.total:  # told before it is written; others need room too
-        raise ScratchFull(f"{target.parent}: no space for {format_size(sparse.total)}, which the layer "
-                          f"{layer.path.name} becomes", "make room there, or set VMJOB_CACHE to a larger disk")
+        name = Path(opened.named(str(layer.path))).name
+        raise ScratchFull(f"{target.parent}: no space for {format_size(sparse.total)}, which the layer {name} becomes",
+                          "make room there, or set VMJOB_CACHE to a larger disk")
     out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, out)
