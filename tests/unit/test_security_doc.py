@@ -73,7 +73,7 @@ def test_each_module_that_meets_strangers_is_in_a_row() -> None:
     *(f"`{path.name}`" for path in sorted((ROOT / "vmjob/schemas").glob("*.json"))),
     *(f"`{name}`" for name in cmdline.SOCKETS), *(f"`{network.value}`" for network in Network),
     *(f"`{serial}`" for serial in sorted(set(re.findall(r'"(vmjob-[a-z]+)"', Path(cmdline.__file__).read_text())))),
-    *(f"`{name}`" for name in re.findall(r"^def ([a-z]\w*)", (ROOT / "vmjob/fences.py").read_text(), re.M))])
+    *(f"`{name}`" for name in re.findall(r"^def ([a-z]\w*)", (ROOT / "vmjob/core/fences.py").read_text(), re.M))])
 def test_each_way_in_is_in_a_row(name: str) -> None:
     """Documents from outside, a guest's sockets and disks, kinds of network, and fences."""
     assert name in TEXT
