@@ -2,7 +2,7 @@
 # make demo-pool  ten of them through a compute element to two worker nodes, in demo-pool-out/; then ten in the VO's
 #                 own queue, pulled by glide-ins that went in through the same compute element
 # make test   everything; make unit: the fast part
-# make chaos  runs under kills, signals, want and overload: does each tell the outcome that it had? Ten minutes;
+# make chaos  runs under kills, signals, want and overload: does each report the outcome that it had? Ten minutes;
 #             make chaos MINUTES=300 SEED=7 for longer. The table is in build/chaos.md
 # make lock   newer releases of all packages: renews locks/, shows what changed, runs the fast part
 # make unit-later   the fast part two years from now; or on a day: make unit-later AT=2028-02-28T23:59:30Z
