@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.core.errors import JobError
-from vmjob.core.files import remove_tree
+from vmjob.core.files import remove_tree, write_whole
 
 MARK = ".vmjob-publish"  # in a folder that is ours to replace
 _AT_FDCWD, _EXCHANGE = -100, 2  # of renameat2(2)
@@ -35,16 +35,7 @@ def write(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():
         raise JobError(f"--out {path}: is no file", "name a file, or leave --out away and redirect stdout")
     with _named(path):
-        # hidden: *.prom is read by others
-        number, name = tempfile.mkstemp(prefix=f".{path.name[:200]}.", dir=path.parent)
-    try:
-        _fill(number, text, 0o644)
-        os.replace(name, path)  # noqa: PTH105 - of a name
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
-    _sync(path.parent)
+        write_whole(path, text, mode=0o644, durable=True)
 
 
 def write_folder(folder: Path, files: Mapping[str, str]) -> None:

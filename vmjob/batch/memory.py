@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from typing import Any
 
 from vmjob.core import config, locks
 from vmjob.core.errors import VmjobError
+from vmjob.core.files import write_whole
 from vmjob.core.pool_errors import PoolError, PoolFull, PoolRefused, PoolUnreachable, TransferFailed
 
 log = logging.getLogger("vmjob.sites")
@@ -126,9 +126,7 @@ def _change(what: Callable[[dict[str, Any]], bool]) -> None:
         with locks.held(file.with_suffix(".lock"), _PATIENCE):
             places = _fresh(_read(), time.time())
             if what(places):
-                made = file.with_suffix(f".{os.getpid()}")
-                made.write_text(json.dumps({"schema": 1, "places": places}, indent=1), encoding="utf-8")
-                made.replace(file)
+                write_whole(file, json.dumps({"schema": 1, "places": places}, indent=1))
     except OSError as refused:
         log.info("%s: failures of sites are not remembered: %s", file, refused.strerror)
 

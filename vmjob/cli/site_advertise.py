@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
+from vmjob.core.files import whole
+
 if TYPE_CHECKING:
     from vmjob.node.advertise import Answer
 
@@ -125,8 +127,8 @@ def hook(args: argparse.Namespace) -> int:
         _remember(folder, made)
     paths = [folder / name for name in (PYZ, WRAPPER, HOOK, SNIPPET)]
     for path in paths if not args.dry_run else ():
-        spare = path.with_name(f".{path.name}.new")
-        try:
+        # one that runs goes on with what it has
+        with whole(path, mode=0o644 if path.name in (PYZ, SNIPPET) else 0o755) as spare:
             if path.name == PYZ:
                 shutil.copyfile(carried_pyz(), spare)
             else:
@@ -134,10 +136,6 @@ def hook(args: argparse.Namespace) -> int:
                 if path.name == SNIPPET:
                     text = text.replace(b"/etc/vmjob/", f"{folder.absolute()}/".encode())
                 spare.write_bytes(text)
-            spare.chmod(0o644 if path.name in (PYZ, SNIPPET) else 0o755)
-            spare.replace(path)  # one that runs goes on with what it has
-        finally:
-            spare.unlink(missing_ok=True)
     if args.json:
         print(json.dumps([str(path) for path in paths]))
     else:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 
-def user_name(uid: int) -> str:
+def user_name(uid: int, unknown: str = "") -> str:
+    """``unknown``: what stands before the number of one without a name."""
     import pwd
 
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return str(uid)
+        return f"{unknown}{uid}"
 
 
 def group_name(gid: int) -> str:
+    """Its name, or its number."""
     import grp
 
     try:

@@ -6,11 +6,12 @@ import errno
 import hashlib
 import logging
 import os
+import secrets
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 from vmjob.core import interrupt
 from vmjob.core.progress import Bar
@@ -151,7 +152,8 @@ def place(source: Path, target: Path) -> None:
                 return
             with suppress(OSError):
                 spare = target.with_name(f".{target.name}.link")
-                os.link(os.path.realpath(source), spare)
+                # the file that is open here, whatever lies at its name; with a folder, or links would not be followed
+                os.link(f"/proc/self/fd/{origin.fileno()}", spare, src_dir_fd=origin.fileno())
                 spare.replace(target)
                 return
             size = os.fstat(origin.fileno()).st_size
@@ -159,6 +161,57 @@ def place(source: Path, target: Path) -> None:
             copy_sparse(origin.fileno(), made, 0, 0, size)
         finally:
             os.close(made)
+
+
+@contextmanager
+def whole(path: Path, *, mode: Optional[int] = None, durable: bool = False) -> Iterator[Path]:
+    """A name beside ``path`` to write a file under: at the end it is ``path``, whose readers see the old one or the new
+    one; after a failure it is gone. ``mode``: its permissions, whatever the umask; ``durable``: so after a power cut
+    too. Raises OSError."""
+    spare = path.with_name(f".vmjob-{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        yield spare
+        if mode is not None:
+            spare.chmod(mode)
+        if durable:
+            sync(spare)
+        spare.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            spare.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync(path.parent)
+
+
+def write_whole(path: Path, data: Union[bytes, str], *, mode: Optional[int] = None, durable: bool = False) -> None:
+    """``data`` (text as UTF-8) as the file ``path``, as :func:`whole` does it. Raises OSError."""
+    with whole(path, mode=mode, durable=durable) as spare:
+        made = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with os.fdopen(made, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+
+
+def sync(path: Path) -> None:
+    """The file's bytes, or the folder's names, survive a power cut. Raises OSError."""
+    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def disk_bytes(folder: Path) -> tuple[int, int]:
+    """All bytes of the file system that ``folder`` is or will be on, and those that an ordinary user can still write.
+    Raises OSError."""
+    found = os.statvfs(next(place for place in (folder, *folder.absolute().parents) if place.exists()))
+    return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+
+
+def free_bytes(folder: Path) -> int:
+    """What an ordinary user can still write into ``folder``, which is there. Raises OSError."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
 
 
 def write_secret(path: Path, text: str) -> None:

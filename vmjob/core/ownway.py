@@ -7,6 +7,8 @@ import os
 import stat
 from pathlib import Path
 
+from vmjob.core.accounts import user_name
+
 _LINKS = 40  # as many as the kernel follows
 _UNMAPPED = 65534  # whose files those of users look like whom a namespace does not know
 _SYSTEM = 1000  # below it are the system's own accounts: condor, slurm, arc …
@@ -46,7 +48,7 @@ def flaw(path: Path) -> str:
 def _flaw_of(step: Path, found: os.stat_result, open_above: bool) -> str:
     system = (found.st_uid < _SYSTEM or found.st_uid == _UNMAPPED) and not open_above
     if found.st_uid not in (0, os.geteuid()) and not system:
-        return f"{step} belongs to {_user(found.st_uid)}"
+        return f"{step} belongs to {user_name(found.st_uid, 'uid ')}"
     if not stat.S_ISDIR(found.st_mode) or found.st_mode & stat.S_ISVTX:
         return ""  # the mode of a link says nothing; in a sticky folder nobody replaces what is another's
     if found.st_mode & 0o002:
@@ -68,7 +70,8 @@ def shared_flaw(place: Path, closed: bool = False) -> tuple[str, str]:
     except KeyError:
         condor = 0
     if found.st_uid not in (0, os.geteuid(), condor):  # whom the sticky bit does not bind
-        return f"belongs to {_user(found.st_uid)}, who can remove everybody's files there", f"chown root {place}"
+        return (f"belongs to {user_name(found.st_uid, 'uid ')}, who can remove everybody's files there",
+                f"chown root {place}")
     mode = stat.S_IMODE(found.st_mode)
     if stat.S_ISDIR(found.st_mode) and (mode == 0o1777 or (closed and not mode & 0o022 and any(place.glob("uid-*")))):
         return "", ""
@@ -86,12 +89,3 @@ def _own_group(gid: int) -> bool:
     except KeyError:
         return False
     return user.pw_gid == gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
-
-
-def _user(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"

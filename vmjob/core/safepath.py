@@ -7,6 +7,7 @@ import stat
 from collections.abc import Collection
 from pathlib import Path
 
+from vmjob.core.accounts import user_name
 from vmjob.core.errors import PolicyBroken
 
 _LINKS = 40  # as many as the kernel follows
@@ -48,8 +49,8 @@ def safe(path: Path, owners: Collection[int]) -> Path:
 
 def _owner(step: Path, found: os.stat_result, path: Path, owners: Collection[int]) -> None:
     if found.st_uid not in owners:
-        raise PolicyBroken(f"{_of(step, path)} belongs to {_user(found.st_uid)}, who could change what it decides",
-                           f"chown {_user(min(owners))} {step}" if found.st_uid != _UNMAPPED else
+        raise PolicyBroken(f"{_of(step, path)} belongs to {user_name(found.st_uid)}, who could change what it decides",
+                           f"chown {user_name(min(owners))} {step}" if found.st_uid != _UNMAPPED else
                            "it is another's, or this is a user namespace that does not know whose: map root there")
 
 
@@ -67,12 +68,3 @@ def _check(step: Path, found: os.stat_result, path: Path, owners: Collection[int
 
 def _of(step: Path, path: Path) -> str:
     return f"{path}" if step == path else f"{path}: {step}"
-
-
-def _user(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

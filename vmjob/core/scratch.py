@@ -17,7 +17,7 @@ from typing import Optional
 
 from vmjob.core import interrupt, locks
 from vmjob.core.errors import FolderBusy, ScratchFull, SlotError
-from vmjob.core.files import FULL, real_kind, remove_tree
+from vmjob.core.files import FULL, free_bytes, real_kind, remove_tree
 from vmjob.core.machinetext import is_number
 from vmjob.core.units import format_size
 
@@ -137,10 +137,9 @@ def try_lock(handle: int) -> Optional[bool]:
 def check_free(folder: Path, needed: int) -> None:
     """Raises ScratchFull when fewer than ``needed`` bytes are free in ``folder``, SlotError when it is not there."""
     try:
-        found = os.statvfs(folder)
+        free = free_bytes(folder)
     except OSError as missing:
         raise SlotError(f"{folder}: {missing.strerror}", "check the path of the scratch folder") from missing
-    free = found.f_bavail * found.f_frsize
     if free < needed:
         raise ScratchFull(f"{folder} has {format_size(free)} free, the run needs {format_size(needed)}",
                           "free some space there, or lower resources.disk")

@@ -15,7 +15,7 @@ from typing import Any, Optional
 
 from vmjob.core import config, errors, locks
 from vmjob.core.errors import GuestError, VmjobError
-from vmjob.core.files import remove_tree
+from vmjob.core.files import remove_tree, write_whole
 from vmjob.core.machinetext import lines, read
 from vmjob.core.pool_errors import NameTaken, PoolError
 
@@ -99,9 +99,7 @@ class Logbook:
             file.write(json.dumps(asdict(short)).encode() + b"\n")
         if path.stat().st_size > _LARGE:
             kept = lines(read(path))[-_LINES:]
-            fresh = path.with_suffix(".new")
-            fresh.write_text("".join(f"{line}\n" for line in kept))
-            fresh.replace(path)
+            write_whole(path, "".join(f"{line}\n" for line in kept))
 
     def folder_of(self, number: str) -> Path:
         """Where what a glide-in left is brought to; empty."""

@@ -7,7 +7,6 @@ made when something differs from the last time.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 import zipimport
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.core.errors import HostError, VmjobError
+from vmjob.core.files import whole
 from vmjob.core.ownnames import PYZ, WRAPPER
 
 # beside the payload's wrapper: HTCondor's startd hook, and the configuration that starts it
@@ -57,10 +57,8 @@ def _of_checkout(root: Path) -> Path:
             with suppress(FileNotFoundError):  # another process cleans up too
                 if time.time() - old.stat().st_mtime > 3600:  # younger ones may be somebody's who packs now
                     old.unlink()
-        spare = folder / f".{os.getpid()}"
-        pyz_build.write(spare, root, pyz_build.built_from(root))
-        spare.chmod(0o555)
-        spare.replace(path)
+        with whole(path, mode=0o555) as spare:
+            pyz_build.write(spare, root, pyz_build.built_from(root))
     return path
 
 

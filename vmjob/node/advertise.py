@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from vmjob.ads.site_ad import KVM, TCG, NodeAd
 from vmjob.core import config
 from vmjob.core.errors import VmjobError
+from vmjob.core.files import write_whole
 from vmjob.core.machinetext import lines, read
 from vmjob.core.model import Network, QemuInfo
 from vmjob.core.units import MIB
@@ -254,9 +255,4 @@ def _save(body: dict[str, Any]) -> None:
     text = json.dumps(body)
     if path.exists() and path.read_text(errors="replace") == text:
         return
-    spare = path.with_name(f".node-{os.getpid()}.json")
-    try:
-        spare.write_text(text)
-        spare.replace(path)
-    finally:
-        spare.unlink(missing_ok=True)
+    write_whole(path, text)

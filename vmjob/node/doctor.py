@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from vmjob.core import config, fences, landlock, process
+from vmjob.core.accounts import group_name, user_name
 from vmjob.core.errors import VmjobError
 from vmjob.core.machinetext import lines, read
 from vmjob.core.model import Network, QemuInfo
@@ -115,31 +116,18 @@ def _kvm(qemu: Optional[QemuInfo]) -> Iterator[Check]:
     if not _KVM.exists():
         action = "switch virtualisation on in the firmware, then: modprobe kvm_intel (or kvm_amd)"
     elif probe.device_problem(_KVM):
-        action = f"let the job users in, as root: vmjob site enable-kvm --users {_user()} (a new login sees it)"
+        action = (f"let the job users in, as root: vmjob site enable-kvm --users {user_name(os.getuid())} (a new login "
+                  "sees it)")
     else:
         action = "KVM of this host does not run guests; in a virtual machine, ask for nested virtualisation"
     yield Check("kvm", WARNING, f"{problem}; guests run emulated, many times slower", action)
 
 
-def _user() -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
-
-
 def _group() -> Iterator[Check]:
     if not _KVM.exists():
         return
-    import grp
-
     found = _KVM.stat()
-    try:
-        group = grp.getgrgid(found.st_gid).gr_name
-    except KeyError:
-        group = str(found.st_gid)
+    group = group_name(found.st_gid)
     text = f"{_KVM} belongs to group {group}, mode {found.st_mode & 0o777:04o}"
     if found.st_mode & 0o006 == 0o006 or (found.st_mode & 0o060 == 0o060 and found.st_gid):
         yield Check("kvm device", OK, text)

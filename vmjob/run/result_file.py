@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmjob.core.errors import ScratchFull, VmjobError
-from vmjob.core.files import FULL, RESULT_FILES
+from vmjob.core.files import FULL, RESULT_FILES, whole, write_whole
 from vmjob.core.node_errors import Killed
 from vmjob.core.result import Result
 from vmjob.run.outcome import failed, failure_from_os, failure_of
@@ -48,15 +48,12 @@ def refused(error: VmjobError | OSError, folder: Path, job: str) -> None:
 def keep_result(result: Result, folder: Path) -> Result:
     """result.json into ``folder``, whole or not at all. Where it cannot be written, a result that says so: what
     nobody can read is no success."""
-    spare, path = folder / f".vmjob-result-{os.getpid()}", folder / RESULT
+    path = folder / RESULT
     body = (json.dumps(result.to_json(), indent=1) + "\n").encode()
     try:
         try:
-            spare.write_bytes(body.ljust(_ROOM) if result.outcome == "begun" else body)
-            spare.replace(path)
+            write_whole(path, body.ljust(_ROOM) if result.outcome == "begun" else body)
         except OSError as refused:
-            with suppress(OSError):
-                spare.unlink()
             if refused.errno not in FULL or not _over(path, body):
                 raise
         return result
@@ -137,13 +134,11 @@ def _unlink(folder: Path, name: str) -> None:
 
 def keep_console(folder: Path, results: Path) -> None:
     """console.log of the run in ``folder`` into the results. Never raises: what the run itself has to tell counts."""
-    console, spare = folder / "console.log", results / f".vmjob-console-{os.getpid()}"
+    console = folder / "console.log"
     if not console.is_file():
         return
     try:
-        shutil.copyfile(console, spare)
-        spare.replace(results / "console.log")
+        with whole(results / console.name) as spare:
+            shutil.copyfile(console, spare)
     except OSError as refused:
         log.warning("console.log cannot be kept: %s", refused)
-        with suppress(OSError):
-            spare.unlink()

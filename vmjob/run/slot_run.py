@@ -6,14 +6,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from vmjob.core import config
 from vmjob.core.errors import VmjobError
-from vmjob.core.files import RESULT_FILES
+from vmjob.core.files import RESULT_FILES, whole
 from vmjob.core.interrupt import PATIENCE, Signals
 from vmjob.core.model import Fetch, ImageFile
 from vmjob.core.progress import Reporter
@@ -109,14 +109,15 @@ def _run(this: SlotRun, results: Path, announcer: Announcer, chirp: Optional[Chi
     from vmjob.slot.detect import detect
 
     try:
-        payload = read_payload(this.payload, fetchable=bool(this.image_at))
-        payload = replace(payload, job=with_parameters(payload.job, this.parameters, "--parameters"))
-        if payload.job.glidein:
-            payload = replace(payload, token=this.token or submit_side.fetch(this.token_at, chirp))
-        slot = detect(os.environ, this.folder)
-        store = Store(config.cache_dir(), cache=True)
-        return run(payload, slot, store, results=results, reporter=announcer,
-                   fetch=_fetch(this.image_at, chirp) if this.image_at else None)
+        with ExitStack() as keep:
+            payload = read_payload(this.payload, fetchable=bool(this.image_at), keep=keep)
+            payload = replace(payload, job=with_parameters(payload.job, this.parameters, "--parameters"))
+            if payload.job.glidein:
+                payload = replace(payload, token=this.token or submit_side.fetch(this.token_at, chirp))
+            slot = detect(os.environ, this.folder)
+            store = Store(config.cache_dir(), cache=True)
+            return run(payload, slot, store, results=results, reporter=announcer,
+                       fetch=_fetch(this.image_at, chirp) if this.image_at else None)
     except Exception as failure:
         return keep_result(failed(failure), results)
 
@@ -172,21 +173,10 @@ def _pack_alone(result: Result, target: Path) -> None:
     info = tarfile.TarInfo(RESULT_FILES[0])
     info.size, info.mtime = len(text), int(result.ended)
     try:
-        with _whole(target) as spare, tarfile.open(spare, "w") as archive:
+        with whole(target) as spare, tarfile.open(spare, "w") as archive:
             archive.addfile(info, io.BytesIO(text))
     except OSError as refused:
         log.error("%s cannot be written: %s", target, refused)
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A name to write under; what stands there at the end is ``target`` then, and after a failure nothing."""
-    spare = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        yield spare
-        spare.replace(target)
-    finally:
-        spare.unlink(missing_ok=True)
 
 
 def pack_results(folder: Path, target: Path) -> None:
@@ -194,7 +184,7 @@ def pack_results(folder: Path, target: Path) -> None:
     Raises ScratchFull, JobError, OSError."""
     from vmjob.stage.archive.pack import write_archive
 
-    with _whole(target) as spare:
+    with whole(target) as spare:
         write_archive(_entries(folder), spare, lambda _: None)
 
 

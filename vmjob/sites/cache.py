@@ -13,6 +13,7 @@ from typing import Optional
 
 from vmjob.ads.site_ad import SiteAd
 from vmjob.core import config
+from vmjob.core.files import whole
 from vmjob.core.site_errors import SitesRefused
 from vmjob.sites.answer import ANSWER, Answer, ad_of, document
 from vmjob.sites.sources import Source
@@ -64,16 +65,13 @@ def keep(source: Source, answer: Answer, now: float) -> None:
     if source.kind == "file":
         return
     path = _path(source)
-    spare = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        spare.write_text(json.dumps(document(answer)))
-        os.utime(spare, (now, now))
-        spare.replace(path)
+        with whole(path) as spare:
+            spare.write_text(json.dumps(document(answer)))
+            os.utime(spare, (now, now))
     except OSError as full:
         log.info("%s: not kept: %s", path, full)
-        with suppress(OSError):
-            spare.unlink()
 
 
 def _path(source: Source) -> Path:

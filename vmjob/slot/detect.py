@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
+from vmjob.core.files import free_bytes
 from vmjob.core.model import Slot
 from vmjob.slot import readers
 from vmjob.slot.readers import Limits
@@ -45,9 +46,6 @@ def _smallest(said: Sequence[Limits], key: str) -> tuple[Optional[int], str]:
 def _free(folder: Path) -> int:
     """Bytes an ordinary user can still write there; a folder not made yet is its nearest parent."""
     for place in (folder, *folder.absolute().parents):
-        try:
-            found = os.statvfs(place)
-        except OSError:
-            continue
-        return found.f_bavail * found.f_frsize
+        with suppress(OSError):
+            return free_bytes(place)
     return 0

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from vmjob.core import classads
+from vmjob.core.accounts import user_name
 from vmjob.core.errors import (
     BootFailed,
     CommandMissing,
@@ -97,7 +98,7 @@ def registered(image: str, cache: Path) -> Iterator[None]:
     try:
         place = folder()
         _sweep(place, os.getuid())
-        handle, path = _enter(place, {"user": _user(os.getuid()), "image": image, "started": round(time.time())})
+        handle, path = _enter(place, {"user": user_name(os.getuid()), "image": image, "started": round(time.time())})
         node = os.environ.get("VMJOB_NODE_CACHE", "")
         if node and Path(node) in cache.parents:  # it outlives the job
             _touch(place / f"image-{os.getuid()}-{image.rpartition(':')[2]}")
@@ -133,7 +134,7 @@ def _enter(place: Path, body: dict[str, Any]) -> tuple[int, Path]:
 
 def _tell(handle: int, image: str, fault: VmjobError) -> bool:
     """Leave the failure behind."""
-    body = {"user": _user(os.getuid()), "image": image, "failure": fault.kind, "message": fault.message[:500]}
+    body = {"user": user_name(os.getuid()), "image": image, "failure": fault.kind, "message": fault.message[:500]}
     try:
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(body).encode()[:_SIZE], 0)
@@ -259,7 +260,7 @@ def _failed(path: Path, found: os.stat_result, now: float) -> Optional[Failed]:
     if kind not in [fault.__name__ for fault in FAULTS]:
         return None
     image = str(body.get("image"))[:71]
-    return Failed(_user(found.st_uid), kind, classads.line(str(body.get("message"))[:300]),
+    return Failed(user_name(found.st_uid), kind, classads.line(str(body.get("message"))[:300]),
                   image if re.fullmatch(r"sha256:[0-9a-f]{64}", image) else "", found.st_mtime)
 
 
@@ -273,12 +274,3 @@ def _read(path: Path) -> dict[str, Any]:
     finally:
         os.close(handle)
     return body if isinstance(body, dict) else {}
-
-
-def _user(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

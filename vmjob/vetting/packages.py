@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import pkgutil
 import re
 import time
@@ -19,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Optional
 
 from vmjob.core.errors import OutputRefused
+from vmjob.core.files import write_whole
 from vmjob.core.model import Manifest
 
 REPORT = "packages.tsv"
@@ -134,14 +134,12 @@ def _refused(line: int, why: str) -> OutputRefused:
 def remember(listing: Listing, store: Path) -> None:
     """Keep it below the folder ``store``; a store that cannot be written serves all the same."""
     target = _place(listing.digest, store)
-    spare = target.with_name(f".{target.name}.{os.getpid()}")
     document = {"schema": 1, "script": _edition(), "digest": listing.digest, "os": listing.os,
                 "managers": listing.managers, "taken": listing.taken,
                 "packages": [astuple(package) for package in listing.packages]}
     with contextlib.suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
-        spare.write_text(json.dumps(document) + "\n")
-        spare.replace(target)
+        write_whole(target, json.dumps(document) + "\n")
 
 
 def remembered(digest: str, store: Path) -> Optional[Listing]:

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from vmjob.core import config, locks, process
+from vmjob.core.accounts import group_name
 from vmjob.core.errors import KvmUnavailable, QemuMissing
+from vmjob.core.files import write_whole
 from vmjob.core.machinetext import last_line
 from vmjob.core.model import Accel, AccelChoice, QemuInfo
 from vmjob.vm.faults import OLDEST_QEMU as OLDEST
@@ -126,13 +128,8 @@ def device_problem(device: Path) -> Optional[str]:
 
 
 def _owner(device: Path) -> str:
-    import grp
-
     found = device.stat()
-    try:
-        group = grp.getgrgid(found.st_gid).gr_name
-    except KeyError:
-        group = str(found.st_gid)
+    group = group_name(found.st_gid)
     return f"it belongs to group {group}, mode {found.st_mode & 0o777:04o}"
 
 
@@ -224,9 +221,7 @@ def _write(file: Path, key: str, what: str, answer: dict[str, Any]) -> None:
     answers = _read(file)
     answers.setdefault(key, {})[what] = answer
     with suppress(OSError):  # an unwritable cache costs time only
-        fresh = file.with_name(f".probe-{os.getpid()}.json")
-        fresh.write_text(json.dumps({"boot": config.boot_id(), "answers": answers}))
-        fresh.replace(file)
+        write_whole(file, json.dumps({"boot": config.boot_id(), "answers": answers}))
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from vmjob.cli import report
 from vmjob.cli.tables import counted
 from vmjob.core import config, schema
 from vmjob.core.errors import EndorsementRefused, ImageCorrupt, ImageMissing, JobError
+from vmjob.core.files import write_whole
 from vmjob.core.model import Manifest
 from vmjob.core.progress import Reporter
 from vmjob.core.units import parse_duration
@@ -46,7 +46,7 @@ def sign(args: argparse.Namespace) -> int:
     if args.dry_run:
         report.show(text.decode().rstrip("\n"))
         return 0
-    _write(args.out, smime.sign(text, Path(says["cert"]), Path(says["key"])))
+    write_whole(args.out, smime.sign(text, Path(says["cert"]), Path(says["key"])))
     until = min(heading.expires, certificate.expires)
     if until < heading.expires:
         report.say(f"the certificate {says['cert']} ends before the list does: from then on nobody believes it")
@@ -184,9 +184,3 @@ def _readable(text: bytes) -> None:
     except EndorsementRefused as wrong:
         raise JobError(f"nobody could use this list: {wrong.message}",
                        "an image's source ends with / where it is the folder of its files (--source)") from wrong
-
-
-def _write(target: Path, data: bytes) -> None:
-    spare = target.with_name(f".{target.name}.{os.getpid()}")
-    spare.write_bytes(data)
-    spare.replace(target)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vmjob.core import process
 from vmjob.core.errors import BuildFailed, CommandFailed, HostError
-from vmjob.core.files import hash_file
+from vmjob.core.files import hash_file, whole
 from vmjob.core.machinetext import lines, read
 from vmjob.core.model import Boot, ImageFile, Manifest
 from vmjob.core.progress import Reporter
@@ -140,9 +140,8 @@ def _initramfs(root: Path) -> bytes:
 
 
 def _compress(raw: Path, target: Path, size: int) -> ImageFile:
-    temporary = target.with_name(f".{target.name}")
-    qcow2.pack(raw, temporary)
-    temporary.replace(target)
+    with whole(target) as spare:
+        qcow2.pack(raw, spare)
     sha256, length = hash_file(target)
     return ImageFile("disk", target.name, "qcow2", length, sha256, size)
 

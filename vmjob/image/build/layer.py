@@ -14,6 +14,7 @@ from vmjob.core import blockdev
 from vmjob.core.errors import CommandFailed, ImageError, VmjobError
 from vmjob.core.files import hash_file, place
 from vmjob.core.model import Fetch, Image, ImageFile, Manifest
+from vmjob.core.opened import naming
 from vmjob.core.progress import Reporter
 from vmjob.image import formats, manifest
 from vmjob.image.layers import apply, compare, delta, nbd, qcow2
@@ -45,8 +46,8 @@ def opened(ref: str, store: Store, reporter: Reporter,
         raise ImageError(f"the image {found.name} has no disk", "layers are changes of a disk: build the image anew")
     paths = present(found, paths)
     home = home_of(found, paths, store.root)
-    with tempfile.TemporaryDirectory(prefix="vmjob-") as spare, home.hold(found):
-        yield home.open(found, paths, reporter, fetcher(found), Path(spare))
+    with tempfile.TemporaryDirectory(prefix="vmjob-") as spare, ExitStack() as keep, naming(), home.hold(found):
+        yield home.open(found, paths, reporter, fetcher(found), Path(spare), keep=keep)
 
 
 def check_name(image: Image, name: str) -> None:

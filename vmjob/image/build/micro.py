@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vmjob.core import process
 from vmjob.core.errors import BuildFailed
+from vmjob.core.files import write_whole
 from vmjob.core.model import Boot, ImageFile, Manifest
 from vmjob.core.progress import Reporter
 from vmjob.core.units import MIB
@@ -135,7 +136,5 @@ def _micro_root(tree: cpio.Tree) -> None:
 
 def write_file(out: Path, role: str, name: str, form: str, data: bytes) -> ImageFile:
     """Write one file of an image into the folder ``out``; one that a VM has open stays as it is."""
-    temporary = out / f".{name}"
-    temporary.write_bytes(data)
-    temporary.replace(out / name)
+    write_whole(out / name, data)
     return ImageFile(role, name, form, len(data), hashlib.sha256(data).hexdigest())

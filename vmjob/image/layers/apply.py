@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Optional
 
+from vmjob.core import opened
 from vmjob.core.errors import ScratchFull
+from vmjob.core.files import free_bytes
 from vmjob.core.progress import Bar
 from vmjob.core.units import format_size
 from vmjob.image.layers import nbd, qcow2
@@ -34,10 +36,10 @@ def materialise(layer: Delta, below: Sequence[tuple[str, str]], target: Path, ba
     ``bar`` hears of the bytes that are written, new and copied. Raises ImageCorrupt, ScratchFull, and
     CommandMissing or HostError where qemu-nbd is missing or fails."""
     runs, sparse = layer.runs, _layout(layer)
-    free = os.statvfs(target.parent)
-    if free.f_bavail * free.f_frsize * 95 // 100 < sparse.total:  # told before it is written; others need room too
-        raise ScratchFull(f"{target.parent}: no space for {format_size(sparse.total)}, which the layer "
-                          f"{layer.path.name} becomes", "make room there, or set VMJOB_CACHE to a larger disk")
+    if free_bytes(target.parent) * 95 // 100 < sparse.total:  # told before it is written; others need room too
+        name = Path(opened.named(str(layer.path))).name
+        raise ScratchFull(f"{target.parent}: no space for {format_size(sparse.total)}, which the layer {name} becomes",
+                          "make room there, or set VMJOB_CACHE to a larger disk")
     out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, out)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmjob.core import config, locks
+from vmjob.core.files import disk_bytes
 from vmjob.core.units import format_size
 from vmjob.image.store.blobs import Blobs
 from vmjob.image.store.inventory import Group, is_store, refuse_store, survey, used_bytes
@@ -45,10 +46,10 @@ def make_room(blobs: Blobs, size: int, note: Callable[[str], None]) -> None:
     if over <= 0 or is_store(blobs.root):
         return
     limit = config.cache_limit()
-    if size <= min(limit or math.inf, used_bytes(blobs.root) + _disk(blobs.root)[1]):  # anybody can declare any size
+    if size <= min(limit or math.inf, used_bytes(blobs.root) + disk_bytes(blobs.root)[1]):  # any size can be declared
         with contextlib.suppress(OSError):  # a read-only or full folder, or somebody else evicts for long
             over -= prune(blobs, over, idle=0 if limit else _RECENT).freed
-            lacking = size - _disk(blobs.root)[1]
+            lacking = size - disk_bytes(blobs.root)[1]
             if lacking > 0:
                 prune(blobs, lacking)
     if over > 0 and limit:
@@ -58,15 +59,9 @@ def make_room(blobs: Blobs, size: int, note: Callable[[str], None]) -> None:
 
 def excess(root: Path, size: int) -> int:
     """How many bytes too many there were with ``size`` more; below zero while there is room."""
-    total, free = _disk(root)
+    total, free = disk_bytes(root)
     limit = config.cache_limit()
     return total // 10 + size - free if limit is None else max(used_bytes(root) + size - limit, size - free)
-
-
-def _disk(root: Path) -> tuple[int, int]:
-    """All bytes of its file system, and those that are free for us."""
-    found = os.statvfs(next(folder for folder in (root, *root.parents) if folder.exists()))
-    return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
 
 
 def prune(blobs: Blobs, wanted: float = math.inf, *, idle: float = 0, dry_run: bool = False) -> Pruned:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Union
 
 from vmjob.core import config
+from vmjob.core.files import write_whole
 
 
 class Stamps:
@@ -18,15 +20,14 @@ class Stamps:
     def make(self, name: str, seen: tuple[int, ...]) -> None:
         """From now on, and until the host boots, the bytes of the file that was ``seen`` (its identity before it was
         read) are trusted as ``name``."""
-        target, temporary = self.folder / name, self.folder / f".{name}.{os.getpid()}"
+        target = self.folder / name
         text = " ".join([*map(str, seen), config.boot_id()])
         with contextlib.suppress(OSError):
             target.parent.mkdir(exist_ok=True)
-            temporary.write_text(text)
-            temporary.replace(target)
+            write_whole(target, text)
 
     def hold(self, name: str, path: Path) -> bool:
-        """Whether ``path`` is still the file that was verified."""
+        """Whether ``path`` is still the file that was verified. Only the path of an open one (opened) stays so."""
         try:
             words = (self.folder / name).read_text().split()
             now = identity(path)
@@ -43,9 +44,9 @@ class Stamps:
         (self.folder / name).unlink(missing_ok=True)
 
 
-def identity(path: Path) -> tuple[int, ...]:
-    """Device, inode, size, mtime, ctime and number of links."""
-    s = path.stat()
+def identity(path: Union[Path, int]) -> tuple[int, ...]:
+    """Device, inode, size, mtime, ctime and number of links, of a path or a descriptor."""
+    s = path.stat() if isinstance(path, Path) else os.fstat(path)
     return (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_nlink)
 
 

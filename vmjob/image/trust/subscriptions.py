@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,6 +23,7 @@ from typing import Any, Optional
 
 from vmjob.core import config, locks
 from vmjob.core.errors import EndorsementRefused, ImageMissing, VmjobError
+from vmjob.core.files import write_whole
 from vmjob.core.model import Manifest
 from vmjob.image.trust.endorsement import Endorser
 from vmjob.image.trust.imagelist import time_text, version_key
@@ -98,8 +98,8 @@ def follow(folder: Path, url: str, signed: SignedList, message: bytes, now: floa
         path = _state(folder, signed.listing.identifier)
         old = _read(path) if path.exists() else None
         new = renewed(old, url, signed, now)
-        _write(_message(folder, new.identifier, new.message), message)
-        _write(path, json.dumps(asdict(new), indent=1).encode() + b"\n")
+        _keep(_message(folder, new.identifier, new.message), message)
+        _keep(path, json.dumps(asdict(new), indent=1).encode() + b"\n")
         for other in folder.glob(f"{path.stem}-*.smime"):
             if other != _message(folder, new.identifier, new.message):
                 other.unlink(missing_ok=True)
@@ -132,7 +132,7 @@ def note(folder: Path, one: Subscription, *, trouble: str = "", now: float = 0.0
             known = _read(path)
             known = replace(known, trouble=trouble[:1000], checked=now or known.checked,
                             names=known.names if names is None else names)
-            _write(path, json.dumps(asdict(known), indent=1).encode() + b"\n")
+            _keep(path, json.dumps(asdict(known), indent=1).encode() + b"\n")
 
 
 def forget(folder: Path, one: Subscription) -> None:
@@ -229,16 +229,6 @@ def _read(path: Path) -> Subscription:
                                  "remove the file, and subscribe to that list again") from broken
 
 
-def _write(target: Path, data: bytes) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        os.fchmod(file.fileno(), 0o644)  # jobs of all users read a site's
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(target)
-
-
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -254,3 +244,7 @@ def own_withdrawal(manifest: Manifest) -> str:
     from vmjob.image.trust.subscriptions import user_folder, withdrawn
 
     return withdrawn(manifest.digest, [user_folder()]) or ""
+
+
+def _keep(target: Path, data: bytes) -> None:
+    write_whole(target, data, mode=0o644, durable=True)  # jobs of all users read a site's

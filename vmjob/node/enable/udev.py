@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+from vmjob.core.accounts import group_name
 from vmjob.core.machinetext import lines, read
 
 FOLDERS = ("etc/udev/rules.d", "run/udev/rules.d", "usr/local/lib/udev/rules.d", "usr/lib/udev/rules.d",
@@ -57,14 +58,8 @@ def for_kvm(rules: Mapping[str, tuple[str, str]]) -> Optional[Rule]:
 
 def owner(device: Path = KVM) -> tuple[str, int]:
     """Group and mode of the device. Raises OSError."""
-    import grp
-
     found = device.stat()
-    try:
-        group = grp.getgrgid(found.st_gid).gr_name
-    except KeyError:
-        group = str(found.st_gid)
-    return group, found.st_mode & 0o777
+    return group_name(found.st_gid), found.st_mode & 0o777
 
 
 def differs(rule: Rule, device: Path = KVM) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Optional
 
 from vmjob.core import locks
+from vmjob.core.accounts import user_name
 from vmjob.core.machinetext import is_number
 from vmjob.node import snippets
 from vmjob.node.tree import Tree
@@ -38,7 +39,7 @@ def _registered(tree: Tree) -> Iterator[str]:
         for name in _names(place):
             match = _RUN.match(name)
             if match and _locked(place, name, int(match[1]), record_lock=True):
-                yield f"{snippets.RUNS / name} of {_user(int(match[1]))}"
+                yield f"{snippets.RUNS / name} of {user_name(int(match[1]), 'the user ')}"
 
 
 def _using(tree: Tree) -> Iterator[str]:
@@ -49,7 +50,8 @@ def _using(tree: Tree) -> Iterator[str]:
             if match:
                 with _inside(place, name, "uses") as uses:
                     if any(_locked(uses, one, int(match[1])) for one in _names(uses)):
-                        yield f"{snippets.CACHE / name}, whose images are in use, of {_user(int(match[1]))}"
+                        who = user_name(int(match[1]), "the user ")
+                        yield f"{snippets.CACHE / name}, whose images are in use, of {who}"
 
 
 def _recording(tree: Tree, spool: PurePosixPath) -> Iterator[str]:
@@ -67,7 +69,7 @@ def _working(tree: Tree) -> Iterator[str]:
             if RUN_FOLDER.match(name):
                 with _inside(place, name) as run:
                     if run is not None and _locked(run, ".lock", os.fstat(run).st_uid):
-                        yield f"{SCRATCH / name} of {_user(os.fstat(run).st_uid)}"
+                        yield f"{SCRATCH / name} of {user_name(os.fstat(run).st_uid, 'the user ')}"
 
 
 def _processes() -> Iterator[str]:
@@ -78,7 +80,7 @@ def _processes() -> Iterator[str]:
                 place = str((entry / "cwd").readlink())
                 command = (entry / "cmdline").read_bytes().split(b"\0")[0]
                 if RUN_FOLDER.match(place.rpartition("/")[2]) and b"qemu" in command.rpartition(b"/")[2]:
-                    yield f"process {entry.name}, QEMU of {_user(entry.stat().st_uid)} in {place}"
+                    yield f"process {entry.name}, QEMU of {user_name(entry.stat().st_uid, 'the user ')} in {place}"
 
 
 def _names(place: Optional[int]) -> list[str]:
@@ -121,12 +123,3 @@ def _locked(place: Optional[int], name: str, owner: Optional[int], record_lock: 
         return False
     finally:
         os.close(handle)
-
-
-def _user(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"the user {uid}"

@@ -21,6 +21,7 @@ from typing import IO, Optional
 
 from vmjob.core import locks, process
 from vmjob.core.errors import CommandMissing
+from vmjob.core.files import free_bytes
 from vmjob.core.machinetext import last_line
 from vmjob.core.units import format_size
 from vmjob.stage.transfer import credentials
@@ -184,8 +185,7 @@ class Scratch:
         base = next((Path(os.environ[n]) for n in names if os.environ.get(n) and Path(os.environ[n]).is_dir()),
                     Path("/var/tmp"))
         _sweep(base)
-        state = os.statvfs(base)
-        if state.f_bavail * state.f_frsize < size:
+        if free_bytes(base) < size:
             raise Failed(f"{base} has no room for it ({format_size(size)})", final=True)
         self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
         self.data = self.folder / "data"

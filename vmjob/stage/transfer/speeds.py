@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Optional
+
+from vmjob.core.files import write_whole
 
 FORGET = 30 * 86400  # seconds
 _MOST = 200  # hosts
@@ -42,14 +43,10 @@ class Speeds:
         self._known = dict(latest)
         if self._path is None:
             return
-        spare = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        try:
-            spare.write_text(json.dumps({host: {"speed": round(speed), "at": round(at)}
-                                         for host, (speed, at) in self._known.items()}, indent=1) + "\n")
-            spare.replace(self._path)
-        except OSError:  # a full or read-only disk: it was only to be quicker next time
-            with contextlib.suppress(OSError):
-                spare.unlink(missing_ok=True)
+        text = json.dumps({host: {"speed": round(speed), "at": round(at)} for host, (speed, at) in self._known.items()},
+                          indent=1)
+        with contextlib.suppress(OSError):  # a full or read-only disk: it was only to be quicker next time
+            write_whole(self._path, text + "\n")
 
     def _read(self) -> dict[str, tuple[float, float]]:
         found: dict[str, tuple[float, float]] = {}
