@@ -280,15 +280,13 @@ class Store:
                 return f"the image of this name was withdrawn: {why}"
         if ref == "micro":
             return "make it in a few seconds: vmjob image micro"
-        close = difflib.get_close_matches(ref, list(self.names()), 3)
-        if close:
+        if close := difflib.get_close_matches(ref, list(self.names()), 3):
             return f"did you mean {' or '.join(close)}?"
         return "see vmjob image list; make one with vmjob image micro, build or import"
 
     def _write(self, name: str, text: str) -> None:
-        target = self.root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(target, text, durable=True)
+        (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.root / name, text, durable=True)
 
     @contextlib.contextmanager
     def _lock(self, how: int) -> Iterator[None]:
