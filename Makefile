@@ -2,7 +2,7 @@
 # make demo-pool  ten of them through a compute element to two worker nodes, in demo-pool-out/; then ten in the VO's
 #                 own queue, pulled by glide-ins that went in through the same compute element
 # make test   everything; make unit: the fast part
-# make chaos  runs under kills, signals, want and overload: does each tell the outcome that it had? Ten minutes;
+# make chaos  runs under kills, signals, want and overload: does each report the outcome that it had? Ten minutes;
 #             make chaos MINUTES=300 SEED=7 for longer. The table is in build/chaos.md
 # make fuzz   every parser of strangers' bytes fed with what no honest program writes, a minute each, on all
 #             processors; make fuzz MINUTES=10 TARGET=disk SEED=7. What is found stays in tests/fuzz/corpus/

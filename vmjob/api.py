@@ -22,7 +22,7 @@ What the caller did wrong before anything was started is raised:
 >>> vmjob.run_job(vmjob.Job(name="x", image="no-such-image", command=("true",)))
 Traceback (most recent call last):
     ...
-vmjob.errors.ImageMissing: there is no image 'no-such-image' on this machine
+vmjob.core.errors.ImageMissing: there is no image 'no-such-image' on this machine
 """
 
 from __future__ import annotations

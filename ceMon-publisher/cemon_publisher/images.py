@@ -1,4 +1,4 @@
-"""Which images the jobs of which VO may run at a site, as its policies decide (vmjob.verdict)."""
+"""Which images the jobs of which VO may run at a site, as its policies decide (vmjob.policy.verdict)."""
 
 from __future__ import annotations
 

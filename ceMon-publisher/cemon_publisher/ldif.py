@@ -90,7 +90,7 @@ def _ia5(value: str) -> str:
 
 
 def words(values: Iterable[str]) -> str:
-    """Words with commas between; in a word commas and blanks, which separate, become ``_`` (as vmjob.classads)."""
+    """Words with commas between; in a word commas and blanks, which separate, become ``_`` (as vmjob.core.classads)."""
     return ",".join(re.sub(r"[,\s]", "_", clean(one)) for one in values)
 
 

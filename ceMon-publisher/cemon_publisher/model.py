@@ -97,7 +97,7 @@ def _narrowed(one: Nodes, limits: Limits) -> Nodes:
     one = replace(one, max_memory=_least(one.max_memory, limits.memory), max_cpus=_least(one.max_cpus, limits.cpus))
     if limits.networks is None:
         return one
-    # with nat a node can do the others too (as vmjob.matching has it); what it can is not known where it says nothing
+    # with nat a node can do the others too (as in sites.matching); what it can is not known where it says nothing
     can = one.networks if one.networks and Network.NAT.value not in one.networks else _NETWORKS
     networks = tuple(net for net in can if net in [network.value for network in limits.networks])
     if networks or not one.online:

@@ -82,7 +82,7 @@ _READERS = {
 
 def test_text_of_machines_is_read_by_the_rules_of_machines() -> None:
     """str.splitlines knows eleven line ends, isdigit hundreds of digits: a stranger's value becomes lines and numbers.
-    vmjob.machinetext has what to call instead."""
+    vmjob.core.machinetext has what to call instead."""
     names = {"splitlines", "isdigit", "isspace", "isdecimal", "isnumeric", "isalpha", "isalnum"}
     wrong = [f"{path.relative_to(ROOT)}:{node.lineno}: {node.attr}"
              for path in MODULES if path.name not in _READERS for node in ast.walk(ast.parse(path.read_text()))

@@ -1,5 +1,5 @@
 """Usage records: what a run used and for whom, as APEL, Gratia and programs read it. Pure; where records are kept is
-vmjob.spool's matter, where they come from vmjob.accounting's.
+the matter of accounting.spool, where they come from that of run.recording.
 
 Times are seconds, moments seconds since 1970, sizes bytes; the formats' own units are made here and nowhere else.
 """

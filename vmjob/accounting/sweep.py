@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def sweep_all(place: Path, dry: bool = False) -> Swept:
-    """As spool.sweep; root does it for everybody, as each of them, so that what a user left there can lead nobody to
-    another's files. Raises OSError where there is no spool."""
+    """As ``sweep`` of spool.py; root does it for everybody, as each of them, so that what a user left there can lead
+    nobody to another's files. Raises OSError where there is no spool."""
     from vmjob.accounting import spool
 
     if os.geteuid():

@@ -153,7 +153,7 @@ def to_json(ad: SiteAd) -> dict[str, Any]:
 
 
 def from_json(document: Mapping[str, Any]) -> SiteAd:
-    """Back from a document that was checked against the schema (vmjob.schema.check)."""
+    """Back from a document that was checked against the schema (core.schema.check)."""
     body = {key: value for key, value in document.items() if key != "schema"}
     for key, kind in (("elements", Element), ("nodes", Nodes), ("images", SiteImage)):
         body[key] = tuple(kind(**_frozen(kind, one)) for one in body.get(key, ()))

@@ -19,7 +19,7 @@ _PORTS = {"condor-ce": ":9619", "arc": ""}
 
 @dataclass(frozen=True)
 class Accounting:
-    """``format``: apel-cloud, gratia or json; one, or usage would count twice. ``spool``: see vmjob.accounting.
+    """``format``: apel-cloud, gratia or json; one, or usage would count twice. ``spool``: see accounting.spool.
     ``service``, ``benchmark`` (name, value): what the records say of it, where the site's accounting wants it."""
 
     format: str

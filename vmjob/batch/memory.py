@@ -2,7 +2,7 @@
 small file among the user's images. It is a convenience: where it cannot be read or written nothing is remembered.
 
 A failure of a submission is forgotten with the next submission that works there, a failure of a job by the site's fault
-with a job that ended well later; all of them after matching.FORGOTTEN seconds.
+with a job that ended well later; all of them after sites.matching.FORGOTTEN seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which worker nodes a job is for, by what they say of themselves (vmjob.nodead): requirements and rank in HTCondor's
+"""Which worker nodes a job is for, by what they say of themselves (ads.node_ad): requirements and rank in HTCondor's
 language. Pure."""
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from vmjob.core import config
 from vmjob.core.errors import JobError
 from vmjob.core.units import parse_duration
 
-ANY = "any"  # in place of a target: see vmjob.placing
+ANY = "any"  # in place of a target: see submit.anywhere
 RETRIES = 3
 AVOID = 600  # seconds for which a node that failed is left to others
 _URL = re.compile(r"(?P<kind>[a-z-]+)(?:://(?P<host>\[[0-9a-fA-F:]+\]|[\w.-]+)(?::(?P<port>[0-9]{1,5}))?"

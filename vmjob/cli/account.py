@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vmjob.accounting.ledger import Sum
     from vmjob.accounting.record import UsageRecord
 
-_KEYS = ("vo", "image", "user", "day", "site", "machine", "accelerator", "outcome")  # of vmjob.ledger
+_KEYS = ("vo", "image", "user", "day", "site", "machine", "accelerator", "outcome")  # of accounting.ledger
 _TOLD = 5  # pages that do not count are named, at most
 _EXAMPLES = """\
 examples:

@@ -13,7 +13,7 @@ from typing import Any, Optional
 from vmjob.core import opened, process
 from vmjob.core.fences import fence
 
-BACKED = ("qcow2", "vmdk")  # of the formats that are let in (manifests.DISK_FORMATS); vdi and vhdx QEMU opens without
+BACKED = ("qcow2", "vmdk")  # of the formats that are let in (image.manifest); vdi and vhdx QEMU opens without
 
 
 def stacked(chain: Sequence[tuple[str, str]]) -> Optional[dict[str, Any]]:

@@ -40,8 +40,8 @@ class Boot(str, Enum):
 class ImageFile:
     """One file of an image. ``role``: disk, kernel, initrd, or layer1, layer2, … (what changes in the disk, one on the
     other); ``format``: a QEMU block driver for a disk (qcow2, raw, vmdk, vdi, vhdx), ``elf`` or ``bzimage`` for a
-    kernel, ``cpio`` for an initrd, ``delta`` for a layer (image.delta). ``path`` is relative to the manifest. Sizes in
-    bytes; ``virtual_size`` is what the guest sees of a disk, of a layer: of the disk with it."""
+    kernel, ``cpio`` for an initrd, ``delta`` for a layer (image.layers.delta). ``path`` is relative to the manifest.
+    Sizes in bytes; ``virtual_size`` is what the guest sees of a disk, of a layer: of the disk with it."""
 
     role: str
     path: str
@@ -173,7 +173,7 @@ class Job:
 class Payload:
     """What is handed to a CE, or walked straight away by ``vmjob run``: the job, its image and the
     archive of its inputs. ``image_files`` says where this side holds each file of the image (by role). ``lists``:
-    signed image lists that endorse the image (image.trust). ``token`` is what a glide-in joins its pool with: it
+    signed image lists that endorse the image (image.trust.verify). ``token`` is what a glide-in joins its pool with: it
     travels apart from the rest, and is kept in memory alone."""
 
     job: Job
@@ -243,7 +243,7 @@ class VmSpec:
     """Everything the QEMU command line depends on; see vm.cmdline. Socket paths are relative to
     QEMU's working folder (a private 0700 folder), so that their length never matters. ``chain``: the
     disks below ``overlay``, the lowest first, each a path and its format, told so that QEMU never
-    guesses. The image's files are told as places of open ones (vmjob.opened), which ``vmjob plan`` shows by their
+    guesses. The image's files are told as places of open ones (core.opened), which ``vmjob plan`` shows by their
     names; ``netdev`` and ``netdev_extra`` come from vm.net.network."""
 
     qemu: str

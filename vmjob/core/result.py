@@ -21,7 +21,7 @@ class StageTime:
 
 @dataclass(frozen=True)
 class Failure:
-    """A named failure; ``kind`` is a class of vmjob.errors."""
+    """A named failure; ``kind`` is a class of core.errors."""
 
     stage: str
     kind: str

@@ -1,5 +1,5 @@
 """The policy of ``vmjob glidein keep``: how many glide-ins to submit, which to remove, when to stop trying. Pure: what
-is true now goes in, what to do comes out. The loop over it is keeping.py."""
+is true now goes in, what to do comes out. The loop over it is keep.py."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _IN_GUEST = ("payload", "collect")  # stages of a run in which the pool has spok
 @dataclass(frozen=True)
 class Ended:
     """One glide-in that has ended. ``submission``: the name it was submitted with; ``submitted``, ``ended`` (when that
-    was noticed): epoch seconds. ``kind``: of its failure, empty for one that did not fail: a class of vmjob.errors,
+    was noticed): epoch seconds. ``kind``: of its failure, empty for one that did not fail: a class of core.errors,
     Removed or ProgramFailed; ``stage``: of the run that failed. ``seconds``: in the pool; ``vain``: it ran nothing,
     although jobs were idle. ``logs``: the folder with what came back, kept of failed ones."""
 

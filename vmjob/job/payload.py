@@ -59,7 +59,7 @@ def read_payload(folder: Path, verify: bool = True, fetchable: bool = False,
     """The payload in an unpacked folder. With ``verify`` the input archive is read and compared with its digest
     (the image's files are verified where they are used). ``fetchable``, or where the image has sources: its files
     may be missing, and ``image_files`` then leaves them out. Who runs it hands in ``keep``: until it ends the archive
-    stays open as it was verified, and its path leads to what is open (vmjob.opened).
+    stays open as it was verified, and its path leads to what is open (core.opened).
 
     Raises JobError naming file and key, ImageMissing when a file of the image is not there, ImageCorrupt where its
     manifest states another digest than it has."""

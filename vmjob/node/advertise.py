@@ -1,5 +1,5 @@
 """What this node says of its virtual machines: gathered anew each time, but for the test guest, which runs when
-something speaks for it (vmjob.health). What is remembered is in ``node.json`` of the cache of whoever asks: the user of
+something speaks for it (node.health). What is remembered is in ``node.json`` of the cache of whoever asks: the user of
 the startd."""
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Answer:
 
 
 def answer(*, users: int = health.USERS, validity: int = VALIDITY, now: Optional[float] = None) -> Answer:
-    """What this node says. ``users``: see health.offline; ``now``: seconds since 1970, None for the clock's. Never
+    """What this node says. ``users``: see node.health.offline; ``now``: seconds since 1970, None for the clock's. Never
     raises a VmjobError: the node is offline for that reason then."""
     moment = time.time() if now is None else now
     try:

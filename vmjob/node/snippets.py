@@ -12,7 +12,7 @@ BESIDE = ("vmjob.pyz", "vmjob-wrapper.sh")  # what the hook runs
 # after those of systemd (50), QEMU's packages (60, 80) and uaccess (70): the last rule decides
 RULE_FILE = PurePosixPath("/etc/udev/rules.d/90-vmjob-kvm.rules")
 CONDOR = PurePosixPath("/etc/condor/config.d")
-CONDOR_FILE = CONDOR / "99-vmjob-node.conf"  # as pyz.SNIPPET
+CONDOR_FILE = CONDOR / "99-vmjob-node.conf"  # as job.pyz.SNIPPET
 SLURM = PurePosixPath("/etc/slurm")
 STATE = PurePosixPath("/var/lib/vmjob")
 RUNS, CACHE = STATE / "runs", STATE / "cache"

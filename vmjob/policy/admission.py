@@ -1,7 +1,7 @@
 """May this job run on this node? What its site's policies say, asked before anything is read or booted; the answer is
 in the result and in syslog.
 
-Who vouches for what is known of who asks: see vmjob.identity. Where there is no policy nothing is imported and nothing
+Who vouches for what is known of who asks: see policy.identity. Where there is no policy nothing is imported and nothing
 asked.
 """
 

@@ -1,5 +1,5 @@
 """What a site allows: ``/etc/vmjob/policy.yaml`` and the lists of digests beside it, read and checked. The decision is
-in vmjob.verdict; policy.schema.json and docs/site-admin.md say what the words mean."""
+in policy.verdict; policy.schema.json and docs/site-admin.md say what the words mean."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def failure_from_os(error: OSError) -> VmjobError:
         return ScratchFull(f"the disk of this node is full{where}",
                            "free space there, or name another folder: --scratch")
     hint = "check the permissions of the folder and that it exists"
-    if isinstance(error, TimeoutError) and error.filename:  # of vmjob.locks
+    if isinstance(error, TimeoutError) and error.filename:  # of core.locks
         hint = f"fuser {error.filename} says which process has it: end that one, or let it go on (kill -CONT)"
     named = of_node(error) or HostError(f"{error.strerror or error}{where}", hint)
     named.__cause__ = error

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vmjob.accounting")
 
-SITE = "/etc/vmjob/site.yaml"  # as siteconfig.SITE_CONFIG, whose import alone takes 7 ms
+SITE = "/etc/vmjob/site.yaml"  # as ads.site_yaml.SITE_CONFIG, whose import alone takes 7 ms
 BEAT = 30.0  # seconds: what a run that is killed loses of its record, at most
 _TICK = 1.0
 _FROZEN = 3.0  # a tick that takes so much longer: somebody made us stand still, and QEMU with us

@@ -37,9 +37,9 @@ PACKING = 20.0
 @dataclass(frozen=True)
 class SlotRun:
     """``payload``: the unpacked folder. ``results``: the folder for the results, or, with ``pack``, one tar file for
-    all of them. ``image_at``: where the submit side keeps what the payload lacks of the image (slot.carrier);
-    ``token_at``: where a glide-in's token is (slot.token), and ``token`` is what was found beside the payload.
-    ``parameters``: environment variables of this one job (job.with_parameters)."""
+    all of them. ``image_at``: where the submit side keeps what the payload lacks of the image (slot.submit_side);
+    ``token_at``: where a glide-in's token is (slot.submit_side), and ``token`` is what was found beside the payload.
+    ``parameters``: environment variables of this one job (job.file.with_parameters)."""
 
     payload: Path
     results: Path = Path()

@@ -1,1 +1,1 @@
-"""Finding sites: what BDIIs, collectors and documents tell, read into site ads (vmjob.sitead). Submit side only."""
+"""Finding sites: what BDIIs, collectors and documents tell, read into site ads (ads.site_ad). Submit side only."""

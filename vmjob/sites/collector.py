@@ -1,7 +1,7 @@
 """HTCondor's collectors asked: a pool's for what its nodes say, a compute element's for what its schedd says of a site.
 
-Attribute names are those of sitead.py, and ``VmjobCatalog``, ``VmjobNodes``, ``VmjobElements``: lists of ads with what
-GLUE and lists of words have no room for (``vmjob-publish classad``).
+Attribute names are those of ads.site_ad, and ``VmjobCatalog``, ``VmjobNodes``, ``VmjobElements``: lists of ads with
+what GLUE and lists of words have no room for (``vmjob-publish classad``).
 """
 
 from __future__ import annotations

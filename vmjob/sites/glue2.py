@@ -1,6 +1,6 @@
 """GLUE 2.0 (GFD.147, LDAP rendering GFD.218) into site ads: ours whole, and of other publishers what they say.
 
-``Key=value`` in GLUE2EntityOtherInfo says what GLUE has no word for: the keys of sitead.py, or ``Vmjob`` and a field.
+``Key=value`` in GLUE2EntityOtherInfo says what GLUE has no word for: the keys of ads.site_ad, or ``Vmjob`` and a field.
 Others are known by the capability, their images by tags (WNoDeS), their VOs by mapping policies. No I/O.
 """
 

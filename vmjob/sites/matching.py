@@ -17,7 +17,7 @@ SUBMITTED_TO = ("condor-ce", "condor")  # kinds of elements
 
 @dataclass(frozen=True)
 class Needs:
-    """What a job asks of a site; ``placing.needs_of`` makes it. ``digest``: empty: any image of this name will do.
+    """What a job asks of a site; ``needs_of`` in submit.anywhere makes it. ``digest``: empty: any image of this name.
     ``memory`` (bytes), ``cpus``: of the guest; ``walltime``: of the guest, and ``slot_walltime`` of the batch job
     around it, seconds, 0: not said. ``kvm``: fail rather than crawl. ``vo``: whose job it is, empty: not said.
     ``way``: how the image gets to a site: from its ``sources``, or ``carried`` with the job; empty: it must be there

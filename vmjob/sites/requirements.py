@@ -1,4 +1,4 @@
-"""What a job needs, as the requirement expressions that others match by: the question that vmjob.matching answers, in
+"""What a job needs, as the requirement expressions that others match by: the question that sites.matching answers, in
 the words that a compute element's own rendering has (ceMon-publisher/)."""
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Placed:
 
 def needs_of(job: Job, manifest: Manifest, vo: str = "", carry: bool = False) -> Needs:
     """What ``job`` asks of a site, as its submission would. ``vo``: empty, if nobody said; ``carry``: as
-    submit.carried. Pure."""
+    job.resolve.carried. Pure."""
     request = request_of(job, manifest)
     return Needs(image=manifest.name, digest=manifest.digest, memory=memory_of(job, manifest),
                  cpus=request.cpus, walltime=job.resources.walltime or 0, slot_walltime=request.walltime or 0,
@@ -76,7 +76,7 @@ def candidates(needs: Needs, ads: Iterable[SiteAd]) -> list[Match]:
 def submit_to_any(job: Job, base: Path, ranked: Sequence[Match], parameters: Parameters, reporter: Reporter,
                   carry: bool = False) -> Placed:
     """Queue the jobs at the first of ``ranked`` that fits and takes them, all or nothing at each. Where one may have
-    taken them without our hearing so, none is tried after it. Raises NoSiteFits; as submission.submit_job does, with
+    taken them without our hearing so, none is tried after it. Raises NoSiteFits; as submit_job does, with
     the failures of all that were tried."""
     failed: list[tuple[Match, VmjobError]] = []
     first = {match.element.url: match for match in reversed(ranked) if match.ok}

@@ -17,7 +17,7 @@ from vmjob.submit.submission import packed
 
 def run_here(job: Job, base: Path, parameters: Parameters, results: Path, reporter: Reporter) -> list[int]:
     """Run the jobs, one after the other; their exit statuses. Results go into ``results`` (of
-    several into ``results``/NUMBER), with what the program said. Raises as submission.packed; what a run fails of, its
+    several into ``results``/NUMBER), with what the program said. Raises as packed; what a run fails of, its
     status tells."""
     statuses = []
     with packed(job, base, parameters, reporter) as (_, payload, folder):

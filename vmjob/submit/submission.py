@@ -39,7 +39,7 @@ class Submitted:
 def packed(job: Job, base: Path, parameters: Parameters, reporter: Reporter,
            carry: bool = False) -> Iterator[tuple[Submission, Payload, Path]]:
     """The submission of ``job``, its payload, and a folder with the payload's files but the image's; gone at the end.
-    ``carry``: as submit.carried. Raises ImageMissing, ImageError, InputMissing, JobError."""
+    ``carry``: as job.resolve.carried. Raises ImageMissing, ImageError, InputMissing, JobError."""
     from vmjob.core.config import default_scratch
     from vmjob.core.scratch import scratch
     from vmjob.image.store.images import Store
@@ -106,7 +106,7 @@ def describe(job: Job, base: Path, target: Target, parameters: Parameters,
 
 def submit_job(job: Job, base: Path, target: Target, parameters: Parameters, reporter: Reporter,
                carry: bool = False) -> Submitted:
-    """Queue the jobs at ``target``, all or nothing. ``carry``: as submit.carried. Raises as
+    """Queue the jobs at ``target``, all or nothing. ``carry``: as job.resolve.carried. Raises as
     packed and batch.condor do."""
     from vmjob.batch.condor import Condor
 

@@ -111,7 +111,7 @@ def _environment(kind: str, manifest: Manifest) -> tuple[tuple[str, str], ...]:
 
 
 def _inputs(folder: Path, data: bytes) -> tuple[Input, ...]:
-    """What guest/selftest.sh looks for, made in ``folder``."""
+    """What selftest.sh looks for, made in ``folder``."""
     odd = folder / "in put"
     (odd / "empty").mkdir(parents=True)
     (odd / "é ü.txt").write_text(selftest.TEXT, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What packages an image has, as a run of it told (guest/packages.sh), and where that is remembered.
+"""What packages an image has, as a run of it told (packages.sh), and where that is remembered.
 
 The list is the image's own word: what it tells is parsed as hostile, but can be wrong. An image's bytes never change,
 so neither does its list: ``packages/HEX.json`` in the store, by the image's digest.
@@ -63,7 +63,7 @@ def script() -> str:
 
 
 def parse(data: bytes, digest: str) -> Listing:
-    """What guest/packages.sh wrote. Raises OutputRefused for what it never writes."""
+    """What packages.sh wrote. Raises OutputRefused for what it never writes."""
     release, managers, packages, python, installers = "", [], set[Package](), [], dict[str, str]()
     for kind, words in _lines(data):
         if kind == "os":

@@ -1,4 +1,4 @@
-"""What guest/selftest.sh told of a guest, judged: the checks of ``vmjob image test``. Pure but for reading outputs.
+"""What selftest.sh told of a guest, judged: the checks of ``vmjob image test``. Pure but for reading outputs.
 
 Two runs are judged for each boot method: ``full``, as the image's user, with inputs, outputs and NAT, in just what the
 image says it needs; and ``bare``, as root, with no network card.

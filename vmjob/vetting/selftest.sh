@@ -1,6 +1,6 @@
 #!/bin/sh
 # Looks around in a guest for vmjob image test, as the job's program. Each fact is a line on stdout: seconds since boot,
-# name, value, with tabs between; guest/selftest.py judges them. VMJOB_TEST: "full", as the image's own user with
+# name, value, with tabs between; selftest.py judges them. VMJOB_TEST: "full", as the image's own user with
 # inputs, outputs and a network; "bare", as root with none of them. VMJOB_TEST_USER: the user of the image.
 # POSIX sh; what the image lacks is a fact too, so nothing here but the shell itself is taken for granted.
 set -u

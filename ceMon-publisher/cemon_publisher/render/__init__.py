@@ -9,7 +9,7 @@ One that is a folder of files (arc-rte) also has::
 ``--out`` writes those then, and ``render`` is the same as one text, to look at. Files that begin with ``#!`` are
 executable. Modules are imported when they are asked for: one that is broken is no reason for others to fail.
 
-What they are given (vmjob.sitead) was checked by the model: no control characters in any text, names at most 255
+What they are given (vmjob.ads.site_ad) was checked by the model: no control characters in any text, names at most 255
 characters long; any other character may be there, also quotes, backslashes, ``<``, ``dn:`` and letters of all the
 world. A text that a format cannot carry is escaped; nothing raises because of it.
 """

@@ -1,7 +1,7 @@
 """Attributes for the schedd ad of a compute element: HTCondor configuration, one line an attribute.
 
 =====================  =============================  ===============================================================
-attribute              of the site ad (vmjob.sitead)  value
+attribute              of the site ad (vmjob.ads.site_ad)  value
 =====================  =============================  ===============================================================
 HasVmjob               nodes online, expires          expression: true until VmjobExpires; false where none is online
 VmjobSite              name

@@ -5,7 +5,7 @@
     Nodes      GlueSubCluster  GlueSubClusterName name; GlueHost… arch, os, os_version; of what a guest gets, as
                                jobs ask for that: SMPSize max_cpus, RAMSize max_memory (MiB);
                                GlueHostApplicationSoftwareRunTimeEnvironment: for every image that can run there now
-                               its tags vm_NAME and vm_sha256_HEX (sitead.py)
+                               its tags vm_NAME and vm_sha256_HEX (vmjob.ads.site_ad)
     Element    GlueCE          GlueCEUniqueID HOST:PORT/KIND-BATCH-QUEUE; GlueCEInfoContactString url;
                                GlueCEInfoHostName; GlueCEInfoLRMSType batch; GlueCEInfoLRMSVersion; GlueCEName queue;
                                GlueCEPolicyMaxWallClockTime (minutes); GlueCECapability KEY=VALUE: VmjobVersion,

@@ -95,7 +95,7 @@ def _id(ad: SiteAd, kind: str, *parts: str) -> str:
 
 
 def _info(**words: object) -> list[str]:
-    """OtherInfo of what is known; keys as in sitead.py, or ``Vmjob`` and the name of the field there."""
+    """OtherInfo of what is known; keys as in vmjob.ads.site_ad, or ``Vmjob`` and the name of the field there."""
     return [f"{key}={value}" for key, value in words.items() if value not in (None, "", 0)]
 
 

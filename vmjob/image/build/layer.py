@@ -1,4 +1,4 @@
-"""Making layers, and images without them: the maker's side of image.apply."""
+"""Making layers, and images without them: the maker's side of image.layers.apply."""
 
 from __future__ import annotations
 

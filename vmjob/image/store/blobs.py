@@ -7,8 +7,8 @@ What lies below the folder ``root``, all of it made when first needed; a file th
     derived/KEY         made on this machine from verified files, and trusted until it boots
     tmp/NAME            a copy on its way, of whoever holds the lock; what kill -9 leaves is resumed or overwritten
     locks/NAME          flock: one process copies, fetches or hashes, the others wait and find it done
-    uses/NAME           flock: shared by those that use it (image.uses); its mtime is the last use
-    verified/NAME       the stamp: these bytes were verified since the host booted (image.stamps)
+    uses/NAME           flock: shared by those that use it (uses.py); its mtime is the last use
+    verified/NAME       the stamp: these bytes were verified since the host booted (stamps.py)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Room in a cache: what was used longest ago goes, unless it is in use or pinned. Only what can be fetched again.
 
-One process evicts at a time, and waits for no user: what somebody uses (image.uses) it leaves alone.
+One process evicts at a time, and waits for no user: what somebody uses (uses.py) it leaves alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Images on this machine: the user's store (config.store_dir()) and a node's cache (config.cache_dir()).
 
-Beside the blobs (image.blobs) lie ``images/HEX.yaml``, a manifest by its digest, and ``names/NAME``, the digest a
+Beside the blobs (blobs.py) lie ``images/HEX.yaml``, a manifest by its digest, and ``names/NAME``, the digest a
 name stands for. Written in the order blobs, manifest, name: a kill in between leaves nothing that looks whole. A cache
-has no names: manifests are there to tell what is in it, and when each image was used (image.inventory).
+has no names: manifests are there to tell what is in it, and when each image was used (inventory.py).
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Store:
     """Images by name and digest below the folder ``root``, which is made when something is added."""
 
     def __init__(self, root: Path, *, cache: bool = False) -> None:
-        """``cache``: what is in it can be had again, so it is evicted where there is no more room (image.eviction); and
-        what an admin keeps for all users (image.shared) need not be in it."""
+        """``cache``: what is in it can be had again, so it is evicted where there is no more room (eviction.py); and
+        what an admin keeps for all users (shared.py) need not be in it."""
         self.root = root
         self._cache = cache and not is_store(root)
         self._note: Callable[[str], None] = log.info
@@ -152,7 +152,7 @@ class Store:
         folder of this run alone. Without ``layered`` the chain is the disk alone: layers are verified, not unpacked.
 
         Who reads the files hands in ``keep``: until it ends they stay open as they were verified, and the image's paths
-        lead to what is open (vmjob.opened). Else the paths are names, where anything may lie in a moment.
+        lead to what is open (core.opened). Else the paths are names, where anything may lie in a moment.
 
         Each file is fetched once, and hashed once per boot of the host, whatever the number of jobs. So that none is
         evicted afterwards, call it within ``hold``. Raises ImageCorrupt naming the file and both digests, ImageMissing,

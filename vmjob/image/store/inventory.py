@@ -1,6 +1,6 @@
 """What is in a cache, and what goes together: an image and its files, a layer made here, a file nobody has a name for.
 
-Beside the blobs (image.blobs) a cache has ``images/HEX.yaml``, the manifest of each image that was opened, whose mtime
+Beside the blobs (blobs.py) a cache has ``images/HEX.yaml``, the manifest of each image that was opened, whose mtime
 is its last use, ``images/HEX.derived``, the keys of what was made for it, and ``pins/HEX`` of those that always stay.
 """
 

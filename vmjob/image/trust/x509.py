@@ -1,5 +1,5 @@
 """What is in a certificate and in a signature, read from their DER (X.690), for names and algorithms. All that is
-cryptography is openssl's (image.smime); what openssl prints is never parsed for names, as a name can hold anything.
+cryptography is openssl's (smime.py); what openssl prints is never parsed for names, as a name can hold anything.
 
 Names are written as grid software writes them (X509_NAME_oneline of OpenSSL, ``-nameopt compat``): each part as
 ``/KEY=VALUE`` in the order of the certificate, KEY as OpenSSL abbreviates it (emailAddress, UID, DC …) or dotted

@@ -24,7 +24,7 @@ _BLOCK = 512
 def pack_inputs(inputs: tuple[Input, ...], base: Path, target: Path, reporter: Reporter) -> int:
     """Pack the job's inputs, relative to ``base``, into the archive ``target``; its size in bytes, whole blocks.
 
-    What travels under which name, and what becomes of links: see stage.collect.
+    What travels under which name, and what becomes of links: see collect.py.
     Raises InputMissing or JobError naming the job's key, ScratchFull; then ``target`` is removed.
     """
     entries = collect(inputs, base, target)

@@ -55,7 +55,7 @@ def unpack_outputs(disk: Path, folder: Path, cap: int, reporter: Reporter, wante
     ``cap``: bytes that all files together may have, holes counted. ``wanted``: what may come back (None: whatever has
     no reserved name); ``check`` is called again and again, and what it raises ends it. Owner: us; modes as the umask
     allows, without set-uid bits, never writable by all, always readable and writable by us; holes stay holes. Existing
-    files are replaced atomically, links never followed. The caller has claimed ``folder`` (slot.scratch.claim).
+    files are replaced atomically, links never followed. The caller has claimed ``folder`` (core.scratch.claim).
     Raises OutputRefused naming the member, OutputTooLarge, ScratchFull, SlotError: then ``folder`` is as it was.
     """
     def may(parts: list[str]) -> bool:

@@ -1,7 +1,7 @@
 """What may come back from a guest: what an output pattern of its job matches.
 
 The patterns are a shell's, expanded by the agent in the guest; the guest may be hostile and bring anything, so they are
-matched here once more. What never comes back whatever the pattern: vmjob.ownnames.
+matched here once more. What never comes back whatever the pattern: core.ownnames.
 """
 
 from __future__ import annotations

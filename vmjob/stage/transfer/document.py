@@ -25,7 +25,7 @@ class TooLarge(Failed):
 def fetch(url: str, largest: int, seconds: float, bar: Bar, note: Callable[[str], None] = lambda _: None,
           patience: Patience = PATIENCE) -> bytes:
     """What is at an http(s) address, at most ``largest`` bytes of it, within ``seconds``; proxies and authorities are
-    those of stage.web. Raises Failed, TooLarge."""
+    those of http.py. Raises Failed, TooLarge."""
     data, clock = bytearray(), Clock(seconds)
     flow = Flow(_Document(Web(patience, note), url, largest))
     try:
@@ -47,7 +47,7 @@ def _too_large(largest: int) -> TooLarge:
 
 
 class _Document:
-    """A transfer (stage.flow) of whatever is at an address: asked for when the first byte is, so that a server that
+    """A transfer (flow.py) of whatever is at an address: asked for when the first byte is, so that a server that
     says nothing, or says it a letter at a time, is watched too."""
 
     behind = 0

@@ -64,7 +64,7 @@ class Web:
 
         ``headers`` makes those for one address on the way; ``data`` makes the body anew for each. ``trusted``: the user
         named the address, it may have a token at once. ``proxy_certificate``: show the user's X.509 proxy to those who
-        ask for it and may see it (stage.credentials).
+        ask for it and may see it (credentials.py).
         ``fresh``: past caches. ``wait``: seconds for an answer to begin, instead of a stall's. Raises Failed, also for
         statuses of 400 and more.
         """
