@@ -117,8 +117,8 @@ def test_cut_short_is_said_in_one_line(pyz: Path, tmp_path: Path, monkeypatch: p
         pyz_file.carried_pyz()
 
 
-MODULES = ["vmjob.payload", "vmjob.slotrun", "vmjob.chirp", "vmjob.bundle", "vmjob.pyz",
-           "vmjob.stage.archive", "vmjob.slot.detect", "vmjob.core.scratch", "yaml",
+MODULES = ["vmjob.job.payload", "vmjob.run.slot_run", "vmjob.slot.chirp", "vmjob.job.bundle", "vmjob.job.pyz",
+           "vmjob.stage.archive.unpack", "vmjob.slot.detect", "vmjob.core.scratch", "yaml",
            "qemu.qmp", "requests", "charset_normalizer", "tqdm", "pycdlib", "fastjsonschema", "htchirp"]
 
 
@@ -127,8 +127,8 @@ def test_everything_comes_from_it(pyz: Path, tmp_path: Path, python: str) -> Non
     code = (f"import sys; sys.path[:] = [{str(pyz)!r}] + [p for p in sys.path if 'site-packages' not in p and p]\n"
             f"import importlib\nfor name in {MODULES!r}:\n m = importlib.import_module(name)\n"
             f" assert m.__file__.startswith({str(pyz)!r}), m.__file__\n"
-            "from vmjob.pyz import carried_pyz; import shutil; shutil.copy(carried_pyz(), 'copy.pyz')\n"
-            "from vmjob.schema import check\n"
+            "from vmjob.job.pyz import carried_pyz; import shutil; shutil.copy(carried_pyz(), 'copy.pyz')\n"
+            "from vmjob.core.schema import check\n"
             "check({'name': 'x', 'boot': ['disk'], 'files': [{'role': 'disk', 'path': 'd', 'format': 'raw', 'size': 1,"
             " 'sha256': '0' * 64}]}, 'manifest', 'here')\n")
     done = subprocess.run([python, "-E", "-s", "-c", code], cwd=tmp_path, capture_output=True, text=True)

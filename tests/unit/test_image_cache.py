@@ -54,7 +54,7 @@ class Hearing(Reporter):
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache on a disk of which little is used, whatever the machine's own is like."""
-    monkeypatch.setattr(eviction, "_disk", lambda _: (1000 * MIB, 900 * MIB))
+    monkeypatch.setattr(eviction, "disk_bytes", lambda _: (1000 * MIB, 900 * MIB))
     return tmp_path / "c"
 
 
@@ -107,7 +107,7 @@ def test_without_a_limit_a_tenth_of_the_disk_stays_free(place: Path, tmp_path: P
     def disk(free: int) -> None:
         """So much is free now, less what comes into the cache."""
         before = inventory.used_bytes(place)
-        monkeypatch.setattr(eviction, "_disk",
+        monkeypatch.setattr(eviction, "disk_bytes",
                             lambda _: (1000 * MIB, free - (inventory.used_bytes(place) - before)))
 
     disk(102 * MIB)

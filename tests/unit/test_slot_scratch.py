@@ -101,7 +101,7 @@ def test_other_users_folders_are_left(tmp_path: Path) -> None:
 
 
 def test_many_start_at_once(tmp_path: Path) -> None:
-    code = ("from pathlib import Path; from vmjob.slot.scratch import scratch\n"
+    code = ("from pathlib import Path; from vmjob.core.scratch import scratch\n"
             f"for n in range(40):\n with scratch(Path({str(tmp_path)!r})) as f:\n"
             "  (f / 'mine').mkdir(); (f / 'mine/x').touch(); assert (f / 'mine/x').exists()\n")
     running = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(4)]
@@ -145,8 +145,8 @@ def test_claim_follows_no_link(tmp_path: Path) -> None:
 
 
 def test_claims_in_turn_never_overlap(tmp_path: Path) -> None:
-    code = ("import os; from pathlib import Path; from vmjob.errors import FolderBusy\n"
-            "from vmjob.slot.scratch import claim\n"
+    code = ("import os; from pathlib import Path; from vmjob.core.errors import FolderBusy\n"
+            "from vmjob.core.scratch import claim\n"
             f"got, f = 0, Path({str(tmp_path)!r})\n"
             "while got < 50:\n"
             " try:\n"
