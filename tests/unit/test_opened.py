@@ -66,7 +66,8 @@ def test_files_alone(tmp_path: Path, file: Path) -> None:
 
 def test_without_streams(file: Path) -> None:
     """Numbers 0 to 2 mean something else in a child, also where we were started without them."""
-    code = ("import os; from contextlib import ExitStack; from pathlib import Path; from vmjob.core import opened, process\n"
+    code = ("import os; from contextlib import ExitStack; from pathlib import Path\n"
+            "from vmjob.core import opened, process\n"
             f"for number in (0, 1): os.close(number)\n"
             f"with ExitStack() as stack:\n"
             f"    place = str(opened.hold(Path({str(file)!r}), stack).place)\n"
