@@ -259,5 +259,5 @@ def test_a_long_attribute_reaches_the_pool_whole() -> None:
     """It was shortened as Chirp's are, which a configuration has no need of."""
     text = "abcd " * 400 + "end"
     glidein = Glidein("cm.example.org", attributes=(("Software", text),))
-    lines = configuration(glidein, 1, Slot("", Path(), 1, 0, 0), "n", Times(), 0).split("\n")
+    lines = guest.configuration(glidein, 1, Slot("", Path(), 1, 0, 0), "n", Times(), 0).split("\n")
     assert f'Software = "{text}"' in lines
