@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from vmjob.cli import report, tables
+from vmjob.cli import report
 from vmjob.cli.options import common, later, target_option, verb
-from vmjob.cli.tables import counted
+from vmjob.cli.report import counted
 from vmjob.cli.verbs import VERBS
 from vmjob.core.errors import Interrupted, JobError
 from vmjob.core.units import format_duration, parse_duration
@@ -251,6 +251,7 @@ def _go_on(live: int, args: argparse.Namespace) -> str:
 
 
 def _table(cycle: Cycle, this: Settings, past: list[Ended]) -> str:
+    from vmjob.cli import tables
     from vmjob.glidein.factory import bad_tries, tell
 
     demand, counts = cycle.demand, cycle.counts

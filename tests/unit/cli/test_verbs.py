@@ -37,3 +37,14 @@ def test_help_imports_no_verb() -> None:
             "print([name for name in sys.modules if name.startswith('vmjob.cli.')], file=sys.stderr)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == "['vmjob.cli.main', 'vmjob.cli.verbs']", done.stderr
+
+
+def test_help_of_a_verb_imports_only_the_command_line() -> None:
+    """What a handler needs is imported when it is called."""
+    code = ("import sys; from vmjob.cli.main import main\n"
+            f"for verb in {list(VERBS)}:\n"
+            "    try: main([verb, '--help'])\n    except SystemExit: pass\n"
+            "mine = {name.split('.')[1] for name in sys.modules if name.startswith('vmjob.')}\n"
+            "print(sorted(mine | {'yaml', 'requests', 'htcondor2', 'tqdm'} & set(sys.modules)), file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == "['cli', 'core']", done.stderr
