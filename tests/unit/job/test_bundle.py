@@ -118,7 +118,7 @@ def test_cut_short_is_said_in_one_line(pyz: Path, tmp_path: Path, monkeypatch: p
 
 
 MODULES = ["vmjob.job.payload", "vmjob.run.slot_run", "vmjob.slot.chirp", "vmjob.job.bundle", "vmjob.job.pyz",
-           "vmjob.stage.archive.unpack", "vmjob.slot.detect", "vmjob.core.scratch", "yaml",
+           "vmjob.stage.archive.unpack", "vmjob.slot.limits", "vmjob.core.scratch", "yaml",
            "qemu.qmp", "requests", "charset_normalizer", "tqdm", "pycdlib", "fastjsonschema", "htchirp"]
 
 

@@ -21,7 +21,8 @@ from vmjob.core.glideins import reserved_memory
 from vmjob.core.pool_errors import PoolUnreachable
 from vmjob.core.progress import Reporter
 from vmjob.glidein.demand import Demand, Wants, pool_at, schedds_of, size_of, workers
-from vmjob.glidein.factory import (
+from vmjob.glidein.history import STEADY, STOPPED, Ended, Logbook
+from vmjob.glidein.how_many import (
     LONGEST_PAUSE,
     Counts,
     Limits,
@@ -36,7 +37,6 @@ from vmjob.glidein.factory import (
     pause,
     report,
 )
-from vmjob.glidein.history import STEADY, STOPPED, Ended, Logbook
 from vmjob.submit.results import _unpack
 
 pytestmark = pytest.mark.unit

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vmjob.core.model import Slot
-from vmjob.slot.detect import detect
+from vmjob.slot.limits import detect
 
 pytestmark = pytest.mark.unit
 
