@@ -1,5 +1,5 @@
-"""``vmjob glidein keep``: the loop over the policy of how_many.py. What it knows is in the queues and in the logbook, so
-that one which is killed and started again goes on where it was; what is kept in memory only makes it a little wiser.
+"""``vmjob glidein keep``: the loop over the policy of how_many.py. What it knows is in the queues and in the logbook,
+so that one which is killed and started again goes on where it was; what is kept in memory only makes it a little wiser.
 """
 
 from __future__ import annotations

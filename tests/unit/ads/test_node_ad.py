@@ -262,7 +262,7 @@ def test_the_most_that_a_policy_gives_to_somebody() -> None:
     few, many = Limits(1 * GIB, 2, None, (Network.NONE,)), Limits(4 * GIB, None, 60, (Network.NAT,))
     rules = (Rule(1, "few", True, limits=few), Rule(2, "many", True, limits=many), Rule(3, "no", False))
     found = advertise.allowed(Policy(Path("p"), rules, limits=Limits(memory=3 * GIB)))
-    assert (found.memory, found.cpus, found.networks) == (3 * GIB, None, (Network.NONE, Network.NAT))
+    assert (found.memory, found.cpus, found.networks) == (3 * GIB, None, (Network.NAT, Network.NONE))
     assert advertise.allowed(Policy(Path("p"), None, limits=few)) == few
     assert advertise.allowed(Policy(Path("p"), (Rule(1, "no", False),))).memory == 0
 

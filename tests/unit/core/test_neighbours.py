@@ -8,6 +8,8 @@ import fcntl
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -126,11 +128,27 @@ def test_a_lock_is_waited_for_only_so_long(tmp_path: Path) -> None:
     path, said = tmp_path / "lock", list[str]()
     with path.open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(TimeoutError, match="a suspended one") as late, locks.held(path, 0.05, note=said.append):
+        with pytest.raises(TimeoutError, match=rf"process {os.getpid()} \(.*\) has had this lock") as late, \
+                locks.held(path, 0.05, note=said.append):
             pass
     assert late.value.filename == str(path)
     with locks.held(path, 0):
         pass
+
+
+def test_who_has_a_lock_is_named_and_whether_it_stands_still(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    code = (f"import fcntl, time; file = open({str(path)!r}, 'w'); fcntl.flock(file, 2)\n"
+            "print('has it', flush=True); time.sleep(600)")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout and other.stdout.readline()
+            other.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, other.pid, os.WSTOPPED | os.WNOWAIT)
+            with pytest.raises(TimeoutError, match=rf"process {other.pid} \(.*, suspended\)"), locks.held(path, 0):
+                pass
+        finally:
+            other.kill()
 
 
 @needs_users

@@ -320,4 +320,4 @@ def test_a_fetcher_that_is_suspended_is_told_and_left(tmp_path: Path, monkeypatc
         assert opened.paths["disk"].parent == tmp_path / "run"
         with pytest.raises(TimeoutError, match=f"locks/{one.files[0].sha256}"):
             Store(tmp_path / "c").open(one, {}, QUIET, fetch)
-    assert "waits for another process" in notes[0] and len(notes) == 2
+    assert f"waits for process {os.getpid()}" in notes[0] and len(notes) == 2
