@@ -41,6 +41,7 @@ class Run:
     folder: Path  # the job's, on this machine
     out: BinaryIO = field(repr=False)
     at: float  # when it was seen, monotonic
+    marks: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def inside(self) -> str:
@@ -60,8 +61,14 @@ class Run:
         return path.read_text() if path.exists() else ""
 
     def processes(self, site: Site) -> list[Process]:
-        """What of this start still runs on its node."""
-        return [p for p in site.processes(self.node) if self.inside in _environment(p.pid)]
+        """What of this start still runs on its node: by the job's environment, and where a program has little of that
+        by what HTCondor itself knows a job's processes by."""
+        every = {p: set(_environment(p.pid).split("\0")) for p in site.processes(self.node)}
+        ours = {p for p, known in every.items() if self.inside in "\0".join(known)}
+        daemons = set().union(*(known for p, known in every.items() if p.program.startswith("condor_")))
+        for p in ours:
+            self.marks.update(word for word in every[p] - daemons if word.startswith("_CONDOR_ANCESTOR_"))
+        return [p for p, known in every.items() if p in ours or known & self.marks]
 
     def starter(self, site: Site) -> int:
         """The process number of its condor_starter."""

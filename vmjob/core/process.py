@@ -32,6 +32,7 @@ log = logging.getLogger("vmjob.process")
 
 _PR_SET_PDEATHSIG = 1
 _PLAIN = {"PATH", "HOME", "TMPDIR", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH"}
+_KEPT = ("LC_", "QEMU_", "_CONDOR_ANCESTOR_")  # by the last HTCondor knows a job's processes, in whatever session
 _TICK = 0.2  # seconds between two looks at whether the run is to end
 Argument = Union[str, Path]
 
@@ -75,7 +76,7 @@ def bare(env: Mapping[str, str]) -> dict[str, str]:
     """What a program needs that reads what strangers made: without the tokens, passwords and addresses that batch
     systems and users put into a job's environment, and without libraries that are put into every program
     (LD_PRELOAD), as nobody knows what these want to open."""
-    return {name: value for name, value in env.items() if name in _PLAIN or name.startswith(("LC_", "QEMU_"))}
+    return {name: value for name, value in env.items() if name in _PLAIN or name.startswith(_KEPT)}
 
 
 def _fenced(env: Optional[Mapping[str, str]], fence: Optional[Fence]) -> Optional[Mapping[str, str]]:
