@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Optional
 
+from vmjob.core.codec import DURATION, SIZE
 from vmjob.core.errors import JobError
 from vmjob.core.glideins import Glidein
 
@@ -130,9 +131,9 @@ class Resources:
     """What the job asks for. None: whatever the slot gives. Bytes and seconds."""
 
     cpus: Optional[int] = None
-    memory: Optional[int] = None
-    disk: Optional[int] = None
-    walltime: Optional[int] = None
+    memory: Optional[int] = field(default=None, metadata=SIZE)
+    disk: Optional[int] = field(default=None, metadata=SIZE)
+    walltime: Optional[int] = field(default=None, metadata=DURATION)
 
 
 @dataclass(frozen=True)
