@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from pathlib import Path
 from typing import Any, Optional, Union
 
 import pytest
 
-from vmjob.core import codec
+from vmjob.core import codec, schema
 from vmjob.core.errors import ImageError, JobError
+from vmjob.core.model import Boot, ImageFile, Job, Manifest, Payload
+from vmjob.job import file, payload
 
 pytestmark = pytest.mark.unit
 
@@ -84,3 +88,57 @@ def test_refusals_name_file_and_key(document: dict[str, Any], message: str) -> N
         with pytest.raises(error) as refused:
             codec.read(Car, document, "car.yaml", units=True, error=error)
         assert refused.value.message == message
+
+
+# ---------------------------------------------------------------- the promise: a field of a job is one line
+
+
+@dataclass(frozen=True)
+class Nicer(Job):
+    """A job with two fields more, and nothing else said of them anywhere but in the schemas."""
+
+    patience: Optional[int] = field(default=None, metadata=codec.DURATION | codec.SPARSE)
+    flavours: tuple[tuple[str, str], ...] = field(default=(), metadata=codec.SPARSE)
+
+
+@pytest.fixture
+def nicer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    shipped = schema.schema_text
+
+    def schema_text(name: str) -> str:
+        document = json.loads(shipped(name))
+        properties = {"job": document, "payload": document.get("properties", {}).get("job", {})}.get(name, {})
+        if properties:
+            properties["properties"]["patience"] = {"type": ["string", "integer"]}
+            properties["properties"]["flavours"] = {"type": "object", "additionalProperties": {"type": "string"}}
+        return json.dumps(document)
+
+    monkeypatch.setattr(schema, "schema_text", schema_text)
+    for module in (file, payload):
+        monkeypatch.setattr(module, "Job", Nicer)
+    schema._checker.cache_clear()
+    yield
+    schema._checker.cache_clear()
+
+
+@pytest.mark.usefixtures("nicer")
+def test_a_new_field_of_a_job_is_a_line_in_the_dataclass_and_in_the_schema(tmp_path: Path) -> None:
+    """Job file -> Job -> payload.json -> Job."""
+    image = Manifest("i", (ImageFile("disk", "d", "raw", 4, "a" * 64),), (Boot.DISK,), sources=("https://h.example/",))
+
+    def travelled(text: str) -> tuple[Job, Job, dict[str, Any]]:
+        (tmp_path / "job.yaml").write_text(text)
+        job = file.load_job(tmp_path / "job.yaml")
+        written = payload.write_payload(tmp_path, Payload(job, image, {}))
+        return job, payload.read_payload(tmp_path).job, json.loads(written.read_text())["job"]
+
+    plain = "name: j\nimage: i\ncommand: [sleep, 1s]\nresources: {memory: 2GiB, walltime: 1h}\n"
+    job, there, document = travelled(plain + "patience: 1h30m\nflavours: {b: x, a: y}\n")
+    assert isinstance(job, Nicer) and there == job
+    assert job.patience == 5400 and dict(job.flavours) == {"b": "x", "a": "y"}
+    assert document["patience"] == 5400 and document["flavours"] == {"b": "x", "a": "y"}
+    job, there, document = travelled(plain)
+    assert there == job and [*document] == [one.name for one in fields(Job)]  # as before, so older versions read it
+    (tmp_path / "job.yaml").write_text(plain + "patience: soon\n")
+    with pytest.raises(JobError, match=r"job\.yaml: patience: 'soon' is not a duration"):
+        file.load_job(tmp_path / "job.yaml")
