@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Optional
 
-from vmjob.core.codec import DURATION, SIZE
+from vmjob.core.codec import DURATION, SIZE, SPARSE, key
 from vmjob.core.errors import JobError
 from vmjob.core.glideins import Glidein
 
@@ -49,7 +49,7 @@ class ImageFile:
     format: str
     size: int
     sha256: str
-    virtual_size: int = 0
+    virtual_size: int = field(default=0, metadata=SPARSE)
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Manifest:
     cmdline: str = ""
     firmware: str = "bios"
     user: str = "vmjob"
-    needs_memory: int = 256 * 2**20
-    needs_cpus: int = 1
+    needs_memory: int = field(default=256 * 2**20, metadata=SIZE | key("needs.memory"))
+    needs_cpus: int = field(default=1, metadata=key("needs.cpus"))
     description: str = ""
     made_from: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
