@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import cache
-from typing import Any, NamedTuple, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from vmjob.core.errors import JobError, VmjobError
 from vmjob.core.units import parse_duration, parse_size, size_text
@@ -42,60 +42,52 @@ def read(kind: type[T], document: Mapping[str, Any], where: str, *, units: bool 
 def write(value: Any, *, units: bool = False) -> dict[str, Any]:
     """What ``read`` reads back as an equal value; keys in the order of the fields, plain types only."""
     document: dict[str, Any] = {}
-    for one in _fields(value.__class__):
-        here = getattr(value, one.name)
-        if one.write and here != one.absent:
-            place = document.setdefault(one.above, {}) if one.above else document
-            place[one.key] = one.write(here, units)
+    for name, above, last, _, writes, _, absent in _fields(value.__class__):
+        here = getattr(value, name)
+        if writes and here != absent:
+            place = document.setdefault(above, {}) if above else document
+            place[last] = writes(here, units)
     return document
 
 
-class _At(NamedTuple):
+class _At:
     """A place in a document, for messages, and how it is read."""
 
-    text: str
-    joint: str
-    units: bool
-    error: type[VmjobError]
+    def __init__(self, text: str, joint: str, units: bool, error: type[VmjobError]) -> None:
+        self.text, self.joint, self.units, self.error = text, joint, units, error
 
     def below(self, name: object) -> _At:
-        return self._replace(text=f"{self.text}{self.joint}{name}", joint=".") if name != "" else self
+        return _At(f"{self.text}{self.joint}{name}", ".", self.units, self.error) if name != "" else self
 
 
 _Way = Callable[[Any, Any], Any]  # reads a value at an _At, or writes it with units or without
 _same: _Way = lambda value, _: value  # noqa: E731
-
-
-class _Field(NamedTuple):
-    name: str
-    above: str  # of a key a.b: a, else empty
-    key: str
-    read: _Way
-    write: Optional[_Way]
-    required: bool
-    absent: Any  # the value that is not written
+# Of a field: its name, and of its key a.b: a (else empty), and b; how it is read; how it is written, if it is; is it
+# required; the value that is not written. Plain tuples: a class costs each start of vmjob more than all that is read.
+_Field = tuple[str, str, str, _Way, Optional[_Way], bool, Any]
 
 
 @cache
 def _fields(kind: Any) -> list[_Field]:
-    found, hints, missing = [], get_type_hints(kind), dataclasses.MISSING
+    found: list[_Field] = []
+    hints, missing = get_type_hints(kind), dataclasses.MISSING
     for one in dataclasses.fields(kind):
         default, more = one.default if one.default_factory is missing else one.default_factory(), one.metadata
         above, _, last = more.get("key", one.name).rpartition(".")
         reads, writes = _optional(*_amount(*more["unit"])) if "unit" in more else _ways(hints[one.name])
-        found.append(_Field(one.name, above, last, reads, None if "secret" in more else writes, default is missing,
-                            default if "sparse" in more else missing))
+        found.append((one.name, above, last, reads, None if "secret" in more else writes, default is missing,
+                      default if "sparse" in more else missing))
     return found
 
 
 def _read(kind: Any, document: Mapping[str, Any], at: _At) -> Any:
     values = {}
-    for one in _fields(kind):
-        place = document.get(one.above, {}) if one.above else document
-        if one.key in place:
-            values[one.name] = one.read(place[one.key], at if one.read is _same else at.below(one.above).below(one.key))
-        elif one.required:
-            raise at.error(f"{at.text}: the key '{one.key}' is missing", "")
+    for name, above, last, reads, _, required, _ in _fields(kind):
+        place = document.get(above, {}) if above else document
+        if last in place:
+            values[name] = reads(place[last], at if reads is _same else at.below(above).below(last))
+        elif required:
+            raise at.error(f"{at.text}: the key '{last}' is missing", "")
     return kind(**values)
 
 
