@@ -36,9 +36,12 @@ from vmjob.core.config import default_scratch
 from vmjob.core.model import Job
 from vmjob.core.progress import Reporter
 from vmjob.job import resolve
+from vmjob.run.here import run_job
 
 if TYPE_CHECKING:
     from vmjob.submit.submission import Submitted
+
+__all__ = ["pack_job", "run_job", "submit_job"]
 
 
 def pack_job(job: Job, target: Path, *, base: Optional[Path] = None, reporter: Optional[Reporter] = None,

@@ -55,7 +55,7 @@ def allowed(site: Site, policies: Sequence[Policy], known: Sequence[Known], now:
     granted += [_together(one) for one in (*unlisted.values(), *brought.values())]
     may.update(unlisted, brought)
     return Allowed(_unambiguous(site, images), _folded(may, vos), _folded(unlisted, vos),
-                   _largest(granted) if granted else reduce(Limits.also, (one.limits for one in policies)))
+                   Limits.widest(granted) if granted else reduce(Limits.also, (one.limits for one in policies)))
 
 
 def vos_of(site: Site, policies: Sequence[Policy]) -> tuple[str, ...]:
@@ -132,19 +132,6 @@ def _verdicts(policy: Policy, asked: Asked, vo: str) -> Iterator[Verdict]:
 
 def _together(verdicts: Sequence[Verdict]) -> Limits:
     return reduce(Limits.also, (one.limits for one in verdicts))
-
-
-def _largest(granted: Sequence[Limits]) -> Limits:
-    """What one job or another gets."""
-    def most(values: Sequence[Optional[int]]) -> Optional[int]:
-        known = [one for one in values if one is not None]
-        return max(known) if len(known) == len(values) else None
-
-    networks = None
-    if all(one.networks is not None for one in granted):
-        networks = tuple(net for net in _NETWORKS if any(net in (one.networks or ()) for one in granted))
-    return Limits(most([one.memory for one in granted]), most([one.cpus for one in granted]),
-                  most([one.lifetime for one in granted]), networks)
 
 
 def _folded(some: Collection[str], vos: Sequence[str]) -> tuple[str, ...]:

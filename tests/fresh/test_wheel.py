@@ -15,7 +15,7 @@ import pytest
 from tests.bare import bare
 from tests.conftest import ROOT
 from tests.fresh.conftest import DEBIAN_13, Machine
-from tests.integration.test_pythons import NODE
+from tests.integration.job.test_pythons import NODE
 
 pytestmark = pytest.mark.fresh
 

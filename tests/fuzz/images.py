@@ -8,13 +8,12 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
-from vmjob.manifests import manifest_from_dict, manifest_to_dict
-
 from tests.fuzz.target import CORPUS, target
 from vmjob.core.errors import EndorsementRefused, ImageCorrupt, ImageError, ImageRefused
 from vmjob.core.model import ImageFile
 from vmjob.image import bootfiles, formats, manifest, partitions
 from vmjob.image.layers import apply, delta
+from vmjob.image.manifest import from_document, to_document
 from vmjob.image.trust import authorities, imagelist, smime, subscriptions, x509
 from vmjob.image.trust.endorsement import Endorser
 from vmjob.vetting import versions
@@ -145,8 +144,8 @@ def image_manifest(data: bytes, place: Path) -> None:
     """manifest.yaml: what is read can be written, and read again the same."""
     (place / "manifest.yaml").write_bytes(data)
     found = manifest.load(place / "manifest.yaml")
-    text = json.dumps(manifest_to_dict(found), allow_nan=False)
-    assert manifest_from_dict(json.loads(text), "again") == found
+    text = json.dumps(to_document(found), allow_nan=False)
+    assert from_document(json.loads(text), "again") == found
     for file in found.files:
         assert "/" not in file.path and file.path not in ("", ".", "..") and 0 < file.size < 2**63
 
@@ -177,7 +176,7 @@ def image_list(data: bytes, place: Path) -> None:
             assert one.size >= 0 and not (one.uri and imagelist.file_path(one.uri))
     state = subscriptions.Subscription("u", found.identifier, found.endorser, found.version, found.created,
                                        found.expires, "a" * 64)
-    subscriptions._write(place / "s.json", json.dumps(dataclasses.asdict(state)).encode())
+    subscriptions._keep(place / "s.json", json.dumps(dataclasses.asdict(state)).encode())
     assert subscriptions._read(place / "s.json") == state
 
 

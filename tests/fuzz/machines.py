@@ -20,7 +20,7 @@ from vmjob.core.errors import JobError
 from vmjob.core.site_errors import SiteBroken
 from vmjob.node.enable import groupfile, udev, usermap
 from vmjob.slot import register
-from vmjob.slot.detect import detect
+from vmjob.slot.limits import detect
 from vmjob.stage.transfer import condor_plugins, programs
 
 _UUID = "00000000-0000-0000-0000-000000000000"

@@ -14,7 +14,7 @@ from vmjob.ads import node_ad
 from vmjob.ads.site_ad import Element, Nodes, SiteAd, SiteImage, to_json
 from vmjob.core.site_errors import SitesRefused
 from vmjob.sites import collector, documents, glue1, glue2
-from vmjob.sites.child import Answer, ad_of, document
+from vmjob.sites.answer import Answer, ad_of, document
 from vmjob.sites.glue import Entry, entry
 from vmjob.sites.sources import Source
 

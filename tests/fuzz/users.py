@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
-from vmjob.manifests import manifest_from_dict, manifest_to_dict
-
 from tests.fuzz.images import _MANIFEST
 from tests.fuzz.target import target
 from vmjob.ads import site_yaml
@@ -32,6 +30,7 @@ from vmjob.core.errors import (
 from vmjob.core.model import Payload
 from vmjob.core.progress import Reporter
 from vmjob.core.site_errors import SiteBroken
+from vmjob.image.manifest import from_document, to_document
 from vmjob.job.file import load_job
 from vmjob.job.parameters import _table
 from vmjob.job.payload import job_from, payload_document, read_payload
@@ -39,10 +38,10 @@ from vmjob.policy import file as policy
 from vmjob.sites import sources
 from vmjob.stage.transfer import addresses, credentials
 from vmjob.stage.transfer.flow import Failed
-from vmjob.submit import submission
+from vmjob.submit import results
 from vmjob.vetting import feed as feeds
 
-_IMAGE = manifest_from_dict(json.loads(json.dumps(_MANIFEST)), "seed")
+_IMAGE = from_document(json.loads(json.dumps(_MANIFEST)), "seed")
 
 
 def _jobs() -> list[bytes]:
@@ -79,7 +78,7 @@ def payload(data: bytes, place: Path) -> None:
     """payload.json, where it arrives."""
     (place / "payload.json").write_bytes(data)
     found = read_payload(place, fetchable=True)
-    json.dumps(manifest_to_dict(found.manifest)).encode()
+    json.dumps(to_document(found.manifest)).encode()
     units.format_size(found.manifest.needs_memory + sum(file.size for file in found.manifest.files))
     for path in (*found.image_files.values(), *found.lists):
         assert path.is_relative_to(place), f"{path} is none of the payload's"
@@ -218,7 +217,7 @@ def result(data: bytes, place: Path) -> None:
         member.size = len(data)
         archive.addfile(member, io.BytesIO(data))
     (place / "out").mkdir()
-    document = submission._unpack(place / "r.tar", place / "out", Reporter())
+    document = results._unpack(place / "r.tar", place / "out", Reporter())
     json.dumps(document, allow_nan=False)
     units.format_size(document["memory"])
     units.format_duration(document["ended"] - document["started"])

@@ -24,8 +24,8 @@ import pytest
 from tests.conftest import ROOT, Cli, result_of
 from tests.hostile import neighbour
 from vmjob.accounting import spool
+from vmjob.accounting.sweep import sweep_all
 from vmjob.core import process, scratch
-from vmjob.run.recording import sweep_all
 from vmjob.slot import register
 
 pytestmark = pytest.mark.integration
@@ -257,7 +257,7 @@ def test_a_proxy_in_tmp_is_the_users_own(node: Node, kind: str) -> None:
         else:
             as_user(NEIGHBOUR, f"import os, sys; os.umask(0); {made[kind]}", name)
         look = (f"import os, sys; sys.path.insert(0, {str(node.place / 'payload/vmjob.pyz')!r})\n"
-                "from vmjob.stage import credentials\nprint('proxy', credentials.user_proxy(os.environ))")
+                "from vmjob.stage.transfer import credentials\nprint('proxy', credentials.user_proxy(os.environ))")
         done = subprocess.run(become(VICTIM, *node.env(), PYTHON, "-c", look), capture_output=True, text=True,
                               timeout=60)
         assert done.stdout == "proxy None\n", done.stdout + done.stderr

@@ -306,7 +306,7 @@ def guest(machine):
 def test_an_images_description_does_not_steer_the_terminal(cli: Cli, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from tests.unit.test_image_store import image
+    from tests.unit.image.store.test_images import image
     from vmjob.image.store.images import Store
 
     made = replace(image(tmp_path / "i", "evil", 2**20), description="\x1b]0;evil\x07\u202etxt\nmicro  sha256")

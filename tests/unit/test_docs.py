@@ -29,7 +29,7 @@ EXCEPTIONS = {
     "job.sh": "a file of the channel", "glidein/why": "a file of a glide-in's results",
     "vmjob/vmjob.pyz": "in wheels only",
 }
-PLACES = re.compile(r"(PACKAGE|MODULE|METHOD|NAME)\b")  # words that stand for many
+PLACES = re.compile(r"(PACKAGE|MODULE|METHOD|NAME|TARGET)\b")  # words that stand for many
 
 
 def words(text: str) -> Iterator[str]:

@@ -123,9 +123,10 @@ def test_pytest_passes_no_folder_of_tests_over(request: pytest.FixtureRequest) -
 
 
 # Where JSON is read that only we can have written, or a program that we started.
-_OWN_JSON = {"vmjob/schema.py": "the schemas, two ways", "vmjob/version.py": "what the build wrote",
-             "vmjob/image/compare.py": "qemu-img's map", "vmjob/sites/asking.py": "our parent's question",
-             "vmjob/cli/images.py": "what was rendered the line before", "vmjob/vm/probe.py": "QEMU without a guest",
+_OWN_JSON = {"vmjob/core/schema.py": "the schemas, two ways", "vmjob/job/built.py": "what the build wrote",
+             "vmjob/image/layers/compare.py": "qemu-img's map", "vmjob/sites/child.py": "our parent's question",
+             "vmjob/cli/image/store.py": "what was rendered the line before",
+             "vmjob/vm/probe.py": "QEMU without a guest",
              "ceMon-publisher/cemon_publisher/render/json.py": "what was rendered the line before"}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vmjob.batch.jobs import Cluster, JobId, first_failure
 from vmjob.cli import report, tables
 from vmjob.cli.jobargs import named_of, open_target
-from vmjob.cli.tables import counted
+from vmjob.cli.report import counted
 from vmjob.core.pool_errors import JobsPending, JobUnknown
 from vmjob.submit import results
 

@@ -9,17 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from vmjob.cli import report, tables
+from vmjob.cli import report
 from vmjob.cli.options import common, later, target_option, verb
-from vmjob.cli.tables import counted
+from vmjob.cli.report import counted
 from vmjob.cli.verbs import VERBS
 from vmjob.core.errors import Interrupted, JobError
 from vmjob.core.units import format_duration, parse_duration
 
 if TYPE_CHECKING:
-    from vmjob.glidein.factory import Limits
+    from vmjob.glidein.factory import Cycle, Settings
     from vmjob.glidein.history import Ended
-    from vmjob.glidein.keep import Cycle, Settings
+    from vmjob.glidein.how_many import Limits
 
 _KEEP_EXAMPLES = """\
 examples:
@@ -74,7 +74,7 @@ def _which(one: argparse.ArgumentParser) -> None:
 
 def keep(args: argparse.Namespace) -> int:
     """``vmjob glidein keep``: until it is stopped, or gives up."""
-    from vmjob.glidein.keep import Factory
+    from vmjob.glidein.factory import Factory
     from vmjob.job.resolve import token_of
 
     if args.max is None and not args.drain:
@@ -103,9 +103,9 @@ def keep(args: argparse.Namespace) -> int:
 
 def status(args: argparse.Namespace) -> int:
     """``vmjob glidein status``."""
-    from vmjob.glidein.factory import Limits
+    from vmjob.glidein.factory import Factory
     from vmjob.glidein.history import Logbook
-    from vmjob.glidein.keep import Factory
+    from vmjob.glidein.how_many import Limits
 
     this = _settings(args, Limits(most=0))
     cycle = Factory(this, report.choose(json=args.json)).look()
@@ -122,7 +122,7 @@ def status(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace, limits: Limits) -> Settings:
     from vmjob.batch import targets
-    from vmjob.glidein.keep import Settings, wants_of
+    from vmjob.glidein.factory import Settings, wants_of
     from vmjob.job.file import load_job
 
     path = Path(args.job)
@@ -142,7 +142,7 @@ def _settings(args: argparse.Namespace, limits: Limits) -> Settings:
 
 def _limits(args: argparse.Namespace) -> Limits:
     from vmjob.batch.description import MOST_TOKENS
-    from vmjob.glidein.factory import Limits
+    from vmjob.glidein.how_many import Limits
 
     limits = Limits(
         most=_number(args.max or 0, "--max", 0), least=_number(args.min, "--min", 0), cron=args.once,
@@ -251,7 +251,8 @@ def _go_on(live: int, args: argparse.Namespace) -> str:
 
 
 def _table(cycle: Cycle, this: Settings, past: list[Ended]) -> str:
-    from vmjob.glidein.factory import bad_tries, tell
+    from vmjob.cli import tables
+    from vmjob.glidein.how_many import bad_tries, tell
 
     demand, counts = cycle.demand, cycle.counts
     assert demand and this.job.glidein

@@ -6,18 +6,17 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
-from vmjob import api
 from vmjob.cli import report
-from vmjob.cli.jobargs import job_of
 from vmjob.cli.options import carry_option, job_options, verb, verbose
 from vmjob.cli.verbs import VERBS
 from vmjob.core.errors import JobError
-from vmjob.core.model import Job
-from vmjob.core.result import Failure, Result
 from vmjob.core.units import format_duration, format_size
-from vmjob.run import here
+
+if TYPE_CHECKING:
+    from vmjob.core.model import Job
+    from vmjob.core.result import Failure, Result
 
 _CONSOLE_TELLS = ("BootFailed", "KernelPanic", "GuestHung", "GuestVanished", "AgentFailed")
 
@@ -73,10 +72,13 @@ def add_verbs(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``vmjob run``: this machine is the slot."""
+    from vmjob.cli.jobargs import job_of
+    from vmjob.run.here import run_job
+
     job, base = job_of(args)
     results = _results_folder(args.results, job, bool(args.job))
     _one_run()
-    result = here.run_job(job, base=base, results=results, scratch=Path(args.scratch) if args.scratch else None,
+    result = run_job(job, base=base, results=results, scratch=Path(args.scratch) if args.scratch else None,
                          reporter=report.choose(args.quiet, args.json))
     return _tell(result, results, args)
 
@@ -105,9 +107,12 @@ def _one_run() -> None:
 
 def pack(args: argparse.Namespace) -> int:
     """``vmjob pack``: write the payload as a folder or a tar file."""
+    from vmjob.api import pack_job
+    from vmjob.cli.jobargs import job_of
+
     job, base = job_of(args)
     out = Path(args.out)
-    size = api.pack_job(job, out, base=base, reporter=report.choose(json=args.json), carry=args.carry_image)
+    size = pack_job(job, out, base=base, reporter=report.choose(json=args.json), carry=args.carry_image)
     if args.json:
         print(json.dumps({"payload": str(out), "bytes": size, "job": job.name, "image": job.image}))
     else:

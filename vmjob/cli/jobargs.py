@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vmjob.batch import targets
-from vmjob.batch.jobs import Cluster, JobId, JobInfo, among, parse_id
 from vmjob.core.errors import JobError
-from vmjob.job.parameters import parameters
 
 if TYPE_CHECKING:
     from vmjob.batch.condor import Condor
+    from vmjob.batch.jobs import Cluster, JobId, JobInfo
+    from vmjob.core.model import Job
     from vmjob.job.parameters import Parameters
 
-from dataclasses import replace
-from typing import Any
-
-from vmjob.core.model import Job
 
 
 def job_of(args: argparse.Namespace) -> tuple[Job, Path]:
@@ -87,14 +83,19 @@ def _variables(texts: list[str]) -> dict[str, str]:
 
 def parameters_of(args: argparse.Namespace) -> Parameters:
     """How many jobs, and what differs between them, as the options say."""
+    from vmjob.job.parameters import parameters
+
     return parameters(args.count, args.settings, Path(args.table) if args.table else None)
 
 
 def open_target(args: argparse.Namespace) -> tuple[Condor, list[JobId]]:
+    from vmjob.batch.jobs import parse_id
+
     return batch_of(args), [parse_id(text) for text in args.ids]
 
 
 def batch_of(args: argparse.Namespace) -> Condor:
+    from vmjob.batch import targets
     from vmjob.batch.condor import Condor
 
     target = targets.choose(args.to)
@@ -105,4 +106,6 @@ def batch_of(args: argparse.Namespace) -> Condor:
 
 
 def named_of(cluster: Cluster, ids: list[JobId]) -> list[JobInfo]:
+    from vmjob.batch.jobs import among
+
     return [job for job in cluster.jobs if among(ids, job.id)]

@@ -6,15 +6,16 @@ import argparse
 import json
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vmjob.cli.jobargs import job_of, parameters_of
 from vmjob.cli.options import carry_option, job_options, parameter_options, verb, verbose
 from vmjob.cli.verbs import VERBS
 from vmjob.core import config
 from vmjob.core.errors import JobError
-from vmjob.core.model import Job
 from vmjob.core.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from vmjob.core.model import Job
 
 
 def add_verbs(verbs: Any) -> None:
@@ -34,6 +35,8 @@ def add_verbs(verbs: Any) -> None:
 
 def plan(args: argparse.Namespace) -> int:
     """``vmjob plan``: the same words that run would use, with nothing started."""
+    from vmjob.cli.jobargs import job_of
+
     job, base = job_of(args)
     if args.to:
         return show_submission(job, base, args)
@@ -71,6 +74,7 @@ def show(job: Job, base: Path, scratch: Path, as_json: bool) -> int:
 def show_submission(job: Job, base: Path, args: argparse.Namespace) -> int:
     """Print what ``vmjob submit`` would hand to the target; returns the exit status."""
     from vmjob.batch import targets
+    from vmjob.cli.jobargs import parameters_of
     from vmjob.submit import submission
 
     target, wanted = targets.choose(args.to), parameters_of(args)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vmjob.batch.jobs import Cluster, JobId, JobInfo, State, first_failure
-from vmjob.cli import report, tables
+from vmjob.cli import report
 from vmjob.cli.jobargs import named_of, open_target
 from vmjob.cli.options import common, in_queue, target_option, verb, verbose
-from vmjob.cli.tables import counted
+from vmjob.cli.report import counted
 from vmjob.cli.verbs import VERBS
 from vmjob.core.errors import JobError
 from vmjob.core.pool_errors import JobHeld, JobsPending
 from vmjob.core.units import parse_duration
+
+if TYPE_CHECKING:
+    from vmjob.batch.jobs import Cluster, JobId, JobInfo
 
 _POLL = 2.0  # seconds
 
@@ -60,6 +62,9 @@ def _ids(verbs: Any, name: str, examples: str, handler: str, needed: bool = Fals
 
 def status(args: argparse.Namespace) -> int:
     """``vmjob status``."""
+    from vmjob.batch.jobs import JobId
+    from vmjob.cli import tables
+
     batch, ids = open_target(args)
     clusters = batch.clusters(ids)
     if args.json:
@@ -79,6 +84,7 @@ def status(args: argparse.Namespace) -> int:
 def wait(args: argparse.Namespace) -> int:
     """``vmjob wait``: until no job runs or may still run."""
     from vmjob.batch.follow import Following
+    from vmjob.cli import tables
 
     batch, ids = open_target(args)
     limit = parse_duration(args.timeout, "--timeout") if args.timeout else None
@@ -103,6 +109,8 @@ def wait(args: argparse.Namespace) -> int:
 
 
 def _status_of(jobs: list[JobInfo], told: bool) -> int:
+    from vmjob.batch.jobs import State, first_failure
+
     held = [job for job in jobs if job.state is State.HELD]
     if held and told:
         report.say(f"{counted(len(held), 'job')} held, such as {held[0].id}: {held[0].reason}")
@@ -140,6 +148,8 @@ def release(args: argparse.Namespace) -> int:
 
 def history(args: argparse.Namespace) -> int:
     """``vmjob history``."""
+    from vmjob.cli import tables
+
     batch, ids = open_target(args)
     jobs = batch.history(ids, args.limit)
     if args.json:

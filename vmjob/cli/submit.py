@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob.cli import report
-from vmjob.cli.jobargs import job_of
 from vmjob.cli.options import carry_option, common, in_queue, job_options, parameter_options, target_option, verb
 from vmjob.cli.sites_options import any_options
 from vmjob.cli.verbs import VERBS
@@ -21,12 +20,7 @@ if TYPE_CHECKING:
     from vmjob.submit.submission import Submitted
 
 import re
-import secrets
 from typing import TYPE_CHECKING
-
-from vmjob.batch import targets
-from vmjob.batch.jobs import first_failure
-from vmjob.cli.jobargs import parameters_of
 
 _SUBMIT_EXAMPLES = """\
 examples:
@@ -57,7 +51,13 @@ def add_verbs(verbs: Any) -> None:
 
 def submit(args: argparse.Namespace) -> int:
     """``vmjob submit``."""
+    from vmjob.batch import targets
+    from vmjob.batch.jobs import first_failure
+    from vmjob.cli.jobargs import job_of, parameters_of
+
     if not args.job and not args.name and args.command:
+        import secrets
+
         # a name is given to one submission at a time
         word = re.sub(r"[^A-Za-z0-9]+", "-", Path(args.command[0]).name).strip("-")[:40]
         args.name = f"{word or 'job'}-{secrets.token_hex(2)}"

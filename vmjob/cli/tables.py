@@ -81,8 +81,3 @@ def _lasted(job: JobInfo) -> str:
 
 def _when(seconds: Any) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
-
-
-def counted(number: int, what: str) -> str:
-    """As in "1 job", "2 jobs"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.core import interrupt
+from vmjob.core.machinetext import read
 
 ALONE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
 _SOON = 2.0  # seconds; a longer wait is reported
@@ -53,6 +54,20 @@ def attempt(lock: int, how: int = ALONE) -> bool:
     return True
 
 
+def holder(lock: int) -> str:
+    """The process that has the lock of the open file ``lock``, in words: its number, its name, and whether it stands
+    still. By /proc/locks (proc(5)), which knows no process of another namespace."""
+    found = os.fstat(lock)
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    with contextlib.suppress(OSError, ValueError):
+        for line in read(Path("/proc/locks")).split("\n"):
+            words = line.split()
+            if words[1:2] == ["FLOCK"] and words[5] == place and int(words[4]) > 0:
+                name, _, rest = read(Path(f"/proc/{words[4]}/stat")).partition("(")[2].rpartition(")")
+                return f"process {words[4]} ({name}{', suspended' if rest.split()[0] in 'tT' else ''})"
+    return "another process, perhaps a suspended one,"
+
+
 def wait(lock: int, how: int, path: Path, patience: float, note: Optional[Callable[[str], None]] = None,
          what: str = "fetches or verifies this image") -> None:
     """Lock ``lock``, which is the open file ``path``, within ``patience`` seconds. ``note`` hears of a wait that is not
@@ -62,10 +77,9 @@ def wait(lock: int, how: int, path: Path, patience: float, note: Optional[Callab
     while not attempt(lock, how):
         waited = time.monotonic() - begun
         if waited >= patience:
-            raise TimeoutError(errno.ETIMEDOUT, f"another process, perhaps a suspended one, has had this lock for "
-                                                f"{patience:.0f} s", str(path))
+            raise TimeoutError(errno.ETIMEDOUT, f"{holder(lock)} has had this lock for {patience:.0f} s", str(path))
         if note and waited >= _SOON:
-            note(f"waits for another process that {what} (which: fuser {path})")
+            note(f"waits for {holder(lock)} that {what}; it has had {path} for {waited:.0f} s")
             note = None
         interrupt.sleep(pause)
         pause = min(pause * 2, 0.1)

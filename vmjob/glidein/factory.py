@@ -1,255 +1,284 @@
-"""The policy of ``vmjob glidein keep``: how many glide-ins to submit, which to remove, when to stop trying. Pure: what
-is true now goes in, what to do comes out. The loop over it is keep.py."""
+"""``vmjob glidein keep``: the loop over the policy of how_many.py. What it knows is in the queues and in the logbook,
+so that one which is killed and started again goes on where it was; what is kept in memory only makes it a little wiser.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Optional
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Optional
 
+from vmjob.batch.condor import Condor
 from vmjob.batch.jobs import JobId, JobInfo, State
-from vmjob.core.errors import VmjobError
-from vmjob.core.pool_errors import JobHeld, PoolError
-from vmjob.core.units import format_duration
-from vmjob.glidein.history import STEADY, STOPPED, Ended
+from vmjob.batch.targets import Target
+from vmjob.core import config
+from vmjob.core.errors import Interrupted, JobError, OutputRefused, VmjobError
+from vmjob.core.model import Job
+from vmjob.core.pool_errors import JobUnknown, PoolError, TransferFailed
+from vmjob.core.progress import Reporter
+from vmjob.glidein.demand import FACTORY, SUBMISSION, Demand, Wants, ask, fleet, pool_at
+from vmjob.glidein.history import STOPPED, Ended, Logbook, alone
+from vmjob.glidein.how_many import Counts, Limits, Plan, count, decide, ended_of, failed_tries, judged, pause, report
+from vmjob.job.parameters import Parameters
+from vmjob.submit import results, submission
+from vmjob.submit.request import memory_of, request_of
 
-if TYPE_CHECKING:
-    from vmjob.glidein.demand import Demand
-
-LONGEST_PAUSE = 1800.0  # seconds
-QUIET = 2  # cycles without an idle job after which glide-ins that wait are removed
-_WAITING = (State.WAITING, State.IDLE)
-_LIVE = (*_WAITING, State.RUNNING, State.TRANSFERRING, State.SUSPENDED)
-_LEAVING = ("collect", "teardown")  # stages of a run
-
-
-@dataclass(frozen=True)
-class Limits:
-    """``least``, ``most``: glide-ins in the target's queue; ``cpus``: of one; ``at_once``: new ones a cycle;
-    ``backoff``: seconds after the first failure; ``give_up``: after so many failed tries in a row; ``every``: seconds
-    between cycles; ``cron``: started again and again by a program, so that perhaps nobody has seen it give up."""
-
-    most: int
-    least: int = 0
-    cpus: int = 1
-    at_once: int = 10
-    backoff: float = 60.0
-    give_up: int = 10
-    every: float = 30.0
-    cron: bool = False
+_PATIENCE = 300  # seconds after its end for which results that do not come are asked for again
+_LONGEST_NAME = 56  # "-g" and six digits come to it
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Glide-ins at the target. ``starting``: on a node and not yet in the pool; ``working``: in the pool, whether they
-    have a job or not; ``leaving``: their results are on the way back."""
+class Settings:
+    """``job``: a glide-in, with the pool that counts; ``base``: the folder its files are relative to; ``logs``: the
+    logbook's folder; ``once``: one cycle (of cron); ``drain``: submit nothing, remove those that wait."""
 
-    waiting: int = 0
-    starting: int = 0
-    working: int = 0
-    leaving: int = 0
-
-    @property
-    def live(self) -> int:
-        return self.waiting + self.starting + self.working + self.leaving
-
-    @property
-    def coming(self) -> int:
-        return self.waiting + self.starting
+    job: Job
+    base: Path
+    target: Target
+    limits: Limits
+    logs: Path
+    wants: Wants
+    once: bool = False
+    drain: bool = False
 
 
 @dataclass(frozen=True)
-class Plan:
-    """``new``: glide-ins to submit; ``remove``: those that wait for nothing; ``why``: what keeps us from submitting
-    more, where more are asked for."""
+class Cycle:
+    """What one cycle has seen and done. ``trouble``: what kept it from looking or from submitting, for now; ``stop``:
+    why the factory ends, told in ``report``; ``pause``: seconds until the next one."""
 
-    new: int = 0
-    remove: tuple[JobId, ...] = ()
-    why: str = ""
+    time: float
+    counts: Counts
+    demand: Optional[Demand] = None
+    plan: Plan = field(default_factory=Plan)
+    name: str = ""
+    submitted: int = 0
+    removed: tuple[JobId, ...] = ()
+    ended: tuple[Ended, ...] = ()
+    trouble: Optional[VmjobError] = None
+    stop: Optional[VmjobError] = None
+    report: tuple[str, ...] = ()
+    pause: float = 0.0
 
+    def to_json(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        from dataclasses import asdict
 
-def decide(limits: Limits, demand: Demand, fleet: Sequence[JobInfo], past: Sequence[Ended], now: float,
-           quiet: int = 0) -> Plan:
-    """What to do now. The rule:
-
-    1. The pool's idle jobs are laid, the largest first, into CPUs that its glide-ins have free, then into glide-ins
-       that are on their way (they wait at the target, or boot), then into as many new ones as it takes.
-    2. At the target are never more than ``most``; fewer than ``least`` are filled up.
-    3. At most ``at_once`` are submitted in a cycle. After a failure it is one, when none is on its way or leaves, until
-       one has worked that was submitted later: it ended well, or is in the pool for ten minutes.
-    4. After a failed try none is submitted for ``backoff`` seconds, after the next for twice as long, up to half an
-       hour. What was submitted together is one try. Tries that ran no job although the pool asked are treated so too,
-       while the pool asks and none of its glide-ins runs a job; giving up is for failures alone.
-    5. When the pool has asked for nothing in two cycles, those that still wait are removed, down to ``least``.
-
-    ``past``: the ended ones, oldest first; ``quiet``: cycles for which the pool has asked for nothing, this one
-    included.
-    """
-    counts = count(fleet, demand)
-    asked = counts.live + missing(limits.cpus, demand, counts.coming)
-    wanted = max(0, min(max(asked, limits.least), limits.most) - counts.live)
-    bad = bad_tries(past, fleet, demand, now)
-    stopped = next((one for one in reversed(past) if one.outcome == STOPPED), None) if limits.cron else None
-    left = max(blocked_until(bad, limits.backoff), stopped.ended + LONGEST_PAUSE if stopped else 0.0) - now
-    if wanted and left > 0:
-        why = tell(bad) if bad else "it gave up"
-        return Plan(why=f"nothing is submitted for {_about(left)} more: {why}")
-    new = min(wanted, limits.at_once if not bad else 0 if counts.coming or counts.leaving else 1)
-    remove = surplus(limits, fleet, counts, now) if quiet >= QUIET and not demand.silent and not new else ()
-    over = asked - max(limits.most, counts.live)
-    return Plan(new, remove, _why(limits, demand, over, bool(bad) and wanted > new))
+        demand = self.demand
+        return {
+            "time": round(self.time, 3), "trouble": _failure(self.trouble), "stop": _failure(self.stop),
+            "asked": demand and {"jobs": demand.jobs, "cpus": demand.cpus, "too_large": demand.large,
+                                 "free_cpus": sum(demand.free), "silent": list(demand.silent)},
+            "glideins": {**asdict(self.counts), "live": self.counts.live}, "wanted": self.plan.new,
+            "why": self.plan.why, "submission": self.name, "submitted": self.submitted,
+            "removed": [str(one) for one in self.removed], "ended": [asdict(one) for one in self.ended]}
 
 
-def _about(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 60 else format_duration(seconds)
+def _failure(error: Optional[VmjobError]) -> Optional[dict[str, Any]]:
+    return {"kind": error.kind, "status": error.status, "message": error.message, "hint": error.hint} if error else None
 
 
-def _why(limits: Limits, demand: Demand, over: int, careful: bool) -> str:
-    reasons = []
-    if over > 0:
-        reasons.append(f"the jobs would need {over} more, --max is {limits.most}")
-    if careful:
-        reasons.append("one at a time after failures, until one has worked")
-    if demand.large:
-        reasons.append(f"for {demand.large} idle job{'s' if demand.large > 1 else ''} one glide-in is too small")
-    return "; ".join(reasons)
+def wants_of(job: Job, schedd: str = "", constraint: str = "") -> Wants:
+    """What the pool is asked: how large one of these glide-ins is stands in the job and its image. Raises ImageMissing,
+    JobError."""
+    from vmjob.image.store.images import Store
+
+    if len(job.name) > _LONGEST_NAME:
+        raise JobError(f"the name '{job.name}' is too long for a factory: its glide-ins get names made from it",
+                       f"name: at most {_LONGEST_NAME} characters")
+    manifest, _ = Store(config.store_dir()).resolve(job.image)
+    cpus = request_of(job, manifest).cpus
+    cpus = job.glidein.slots(cpus) if job.glidein else cpus
+    return Wants(job.name, cpus, memory_of(job, manifest), job.resources.disk or 2**30, schedd, constraint)
 
 
-def count(fleet: Sequence[JobInfo], demand: Optional[Demand]) -> Counts:
-    """How many of the glide-ins at the target are where. One that runs and is not in the pool is on its way there, or
-    has just left: then for some seconds fewer are submitted than could be. The same where the pool's collector was
-    restarted and has forgotten all."""
-    waiting = sum(job.state in _WAITING for job in fleet)
-    leaving = sum(job.state is State.TRANSFERRING or (job.state in _LIVE and job.stage in _LEAVING) for job in fleet)
-    active = Counter(job.name for job in fleet if job.state is State.RUNNING and job.stage not in _LEAVING)
-    paused = Counter(job.name for job in fleet if job.state is State.SUSPENDED and job.stage not in _LEAVING)
-    joined = dict(demand.joined) if demand else {}
-    starting = sum(max(0, number - joined.get(name, 0)) for name, number in active.items())
-    return Counts(waiting, starting, sum(active.values()) - starting + sum(paused.values()), leaving)
+class Factory:
+    """Raises what a cycle ends with for good; the rest is told in Cycles."""
 
+    def __init__(self, settings: Settings, reporter: Reporter) -> None:
+        self._it, self._reporter = settings, reporter
+        self._book = Logbook(settings.logs, settings.target.name)
+        self._quiet = 0
+        self._troubles = 0
+        self._begun = False
+        self._seen: set[JobId] = set()
+        self._ours: set[JobId] = set()  # that we have removed
 
-def missing(cpus: int, demand: Demand, coming: int) -> int:
-    """New glide-ins of so many ``cpus`` that the idle jobs need. CPUs of two guests are no use to one job, so they are
-    not just added up."""
-    spaces = [*demand.free, *[cpus] * coming]
-    new: list[int] = []
-    for size, jobs in demand.requests:  # largest first
-        for row in (spaces, new):
-            for at, space in enumerate(row):
-                fit = min(jobs, space // size)
-                row[at] -= fit * size
-                jobs -= fit
-        while jobs > 0 and size <= cpus:
-            each = cpus // size
-            whole, rest = divmod(jobs, each)
-            new += [cpus - each * size] * whole + ([cpus - rest * size] if rest else [])
-            jobs = 0
-    return len(new)
+    def look(self) -> Cycle:
+        """What there is, and what would be done; nothing is. Raises what asking does."""
+        now, demand, there = time.time(), self._ask(), fleet(Condor(self._it.target), self._it.job.name)
+        plan = decide(self._it.limits, demand, there, self._book.read(), now)
+        return Cycle(now, count(there, demand), demand, plan)
 
+    def cycles(self) -> Iterator[Cycle]:
+        """One cycle after the other, with pauses between them. Raises NameTaken, and a Cycle's ``stop`` after it."""
+        target = self._it.target
+        with alone(self._it.job.name, target.name, f"{target.place}|{target.element}"):
+            while True:
+                cycle = self._cycle()
+                yield cycle
+                if cycle.stop:
+                    raise cycle.stop
+                if self._it.once or self._it.drain:
+                    if cycle.trouble:
+                        raise cycle.trouble
+                    return
+                time.sleep(cycle.pause)
 
-def surplus(limits: Limits, fleet: Sequence[JobInfo], counts: Counts, now: float) -> tuple[JobId, ...]:
-    """Glide-ins that wait while nobody needs them, newest first; one that has just been submitted is left alone."""
-    old = [job for job in fleet if job.state is State.IDLE and job.submitted
-           and now - job.submitted >= QUIET * limits.every]
-    old.sort(key=lambda job: (job.submitted or 0.0, job.id.cluster, job.id.proc or 0), reverse=True)
-    return tuple(job.id for job in old[:max(0, counts.live - limits.least)])
+    # ------------------------------------------------------------ one cycle
 
+    def _cycle(self) -> Cycle:
+        now = time.time()
+        cycle = Cycle(now, Counts())
+        try:
+            demand, wrong = (None, None) if self._it.drain else self._asked()
+            batch = Condor(self._it.target)  # anew each time: a schedd that was restarted has another address
+            there = fleet(batch, self._it.job.name)
+            ended = self._collect(batch, there, demand, now)
+            cycle = replace(cycle, counts=count(there, demand), demand=demand, ended=ended, trouble=wrong)
+            cycle = self._verdict(cycle, there)
+            if not cycle.stop and (demand or self._it.drain):
+                cycle = self._act(batch, cycle, there)
+            batch.sweep()
+        except Interrupted:
+            raise
+        except VmjobError as error:
+            cycle = self._in_trouble(cycle, error)
+        self._troubles = self._troubles + 1 if cycle.trouble else 0
+        self._begun = self._begun or not cycle.trouble
+        limits = self._it.limits
+        return replace(cycle, pause=max(limits.every, pause(self._troubles, limits.backoff)))
 
-# ---------------------------------------------------------------- what became of one
+    def _in_trouble(self, cycle: Cycle, error: VmjobError) -> Cycle:
+        """What may pass is waited for; at the start a pool that refuses us does so for good."""
+        if not error.transient and not (isinstance(error, PoolError) and self._begun):
+            return replace(cycle, stop=error)
+        return replace(cycle, trouble=error)
 
+    def _asked(self) -> tuple[Optional[Demand], Optional[VmjobError]]:
+        """What ended at the target is taken care of although the VO's pool is away."""
+        try:
+            return self._ask(), None
+        except PoolError as error:
+            if not error.transient and not self._begun:
+                raise
+            return None, error
 
-def ended_of(job: JobInfo, target: str, now: float) -> Ended:
-    """An ended glide-in as far as the queue knows it."""
-    one = Ended(str(job.id), job.name, target, job.submitted or 0.0, now, "failed", node=job.node)
-    if job.state is State.REMOVED:
-        return replace(one, kind="Removed", status=PoolError.status, message="somebody removed it from the queue",
-                       hint="if nobody did: the site has a policy (SYSTEM_PERIODIC_REMOVE); ask there")
-    if job.failure:
-        return replace(one, kind=job.failure, status=job.status or VmjobError.status, message=job.reason, hint=job.hint)
-    if job.state is State.HELD:
-        return replace(one, kind=JobHeld.__name__, status=JobHeld.status, message=f"held: {job.reason}",
-                       hint="the reason is the site's: ask there")
-    return one
+    def _ask(self) -> Demand:
+        glidein = self._it.job.glidein
+        assert glidein
+        return ask(pool_at(glidein.pool), self._it.wants)
 
+    def _act(self, batch: Condor, cycle: Cycle, there: Sequence[JobInfo]) -> Cycle:
+        """Submit or remove, as the policy says."""
+        if self._it.drain:
+            remove = tuple(job.id for job in there if job.state is State.IDLE)
+            self._remove(batch, remove)
+            return replace(cycle, removed=remove,
+                           counts=replace(cycle.counts, waiting=cycle.counts.waiting - len(remove)))
+        assert cycle.demand
+        # cron's factory has no memory: what waits since two cycles has to do
+        nothing = not cycle.demand.requests
+        self._quiet = self._quiet + (2 if self._it.once else 1) if nothing else 0
+        plan = decide(self._it.limits, cycle.demand, there, self._book.read(), cycle.time, self._quiet)
+        cycle = replace(cycle, plan=plan)
+        try:
+            self._remove(batch, plan.remove)
+            counts = replace(cycle.counts, waiting=cycle.counts.waiting - len(plan.remove) + plan.new)
+            name = self._submit(plan.new) if plan.new else ""
+        except Interrupted:
+            raise
+        except VmjobError as error:
+            return self._in_trouble(cycle, error)
+        return replace(cycle, removed=plan.remove, name=name, submitted=plan.new, counts=counts)
 
-def judged(one: Ended, document: dict[str, Any], asked: bool) -> Ended:
-    """``one`` with what its result.json tells, which fits the schema. ``asked``: jobs are idle in the pool now."""
-    worked, failure = document.get("glidein") or {}, document["failure"]
-    jobs, busy = int(worked.get("jobs", 0)), float(worked.get("busy_seconds", 0.0))
-    one = replace(one, outcome=document["outcome"], kind="", status=document["status"], message="", hint="", jobs=jobs,
-                  busy_seconds=busy, seconds=float(worked.get("seconds", 0.0)), node=one.node or document["host"])
-    if failure:
-        return replace(one, kind=failure["kind"], stage=failure["stage"], message=failure["message"],
-                       hint=failure["hint"])
-    if document["status"]:
-        return replace(one, kind="ProgramFailed", message=f"it ended with status {document['status']}",
-                       hint="see its logs")
-    return replace(one, vain=asked and not (jobs or busy or worked.get("evicted")))
+    def _submit(self, number: int) -> str:
+        """One submission of so many glide-ins; its name."""
+        job, name = self._it.job, f"{self._it.job.name}-g{secrets.token_hex(3)}"
+        assert job.glidein
+        ours = ((FACTORY, job.name), (SUBMISSION, name))
+        others = tuple(one for one in job.glidein.attributes if one[0] not in dict(ours))
+        one = replace(job, name=name, glidein=replace(job.glidein, attributes=(*others, *ours)))
+        submission.submit_job(one, self._it.base, self._it.target, Parameters(number), self._reporter)
+        return name
 
+    def _remove(self, batch: Condor, ids: Sequence[JobId]) -> None:
+        if ids:
+            self._ours.update(ids)
+            with suppress(JobUnknown):  # gone already
+                batch.remove(ids)
 
-# ---------------------------------------------------------------- failures
+    # ------------------------------------------------------------ those that have ended
 
+    def _collect(self, batch: Condor, there: Sequence[JobInfo], demand: Optional[Demand],
+                 now: float) -> tuple[Ended, ...]:
+        """Take the results of those that have ended, write them into the logbook, and clear the target's queue."""
+        known = {(one.id, one.submission) for one in self._book.read()}
+        found: list[Ended] = []
+        left = [job for job in there if job.state in (State.DONE, State.HELD)]
+        for job in [*left, *self._vanished(batch, there)]:
+            one = self._end_of(batch, job, demand, now)
+            if one is None:
+                continue
+            if (one.id, one.submission) not in known:  # else we were killed after this line
+                self._book.add(one)
+                found.append(one)
+            if job.state is State.DONE:
+                batch.fetched([job])
+            elif job.state is State.HELD:
+                self._remove(batch, [job.id])
+            if not (one.kind or one.vain):
+                self._book.tidy([self._it.logs / one.id])
+        if found:
+            self._book.tidy([])
+        self._seen = {job.id for job in there if job not in left} - self._ours
+        return tuple(found)
 
-def failed_tries(past: Sequence[Ended], fleet: Sequence[JobInfo], demand: Optional[Demand],
-                 now: float) -> list[Ended]:
-    """The tries that failed in a row, oldest first; of each the failure that came last. A try is one submission.
+    def _vanished(self, batch: Condor, there: Sequence[JobInfo]) -> list[JobInfo]:
+        """Those that left the queue without us: somebody has removed them."""
+        gone = sorted(self._seen - {job.id for job in there}, key=str)
+        past = batch.history(gone, len(gone)) if gone else []
+        return [job for job in past if job.state is State.REMOVED and not job.fetched]
 
-    A glide-in that worked excuses those that were submitted before it: it has run jobs and ended well, or it is in the
-    pool since STEADY seconds. So does that the factory gave up: a person has seen it."""
-    joined = dict(demand.joined) if demand else {}
-    steady = [job.submitted for job in fleet if job.state is State.RUNNING and joined.get(job.name) and job.submitted
-              and job.stage not in _LEAVING and job.started and now - job.started >= STEADY]
-    worked = max([*steady, *(one.submitted for one in past if one.worked or one.outcome == STOPPED)], default=0.0)
-    return _latest(one for one in past if one.kind and one.submitted > worked)
+    def _end_of(self, batch: Condor, job: JobInfo, demand: Optional[Demand], now: float) -> Optional[Ended]:
+        """None: not now."""
+        one = ended_of(job, self._it.target.name, now)
+        if not job.results:
+            return one
+        try:
+            got, = results.fetch(batch, [job], self._book.folder_of(one.id), Reporter(), flat=True, keep=True)
+            failure = got.failure
+            if failure is None:
+                one = judged(one, got.document, bool(demand and demand.requests))
+                return replace(one, logs=str(self._it.logs / one.id)) if one.kind or one.vain else one
+        except TransferFailed as error:
+            if job.ended and now - job.ended < _PATIENCE:
+                return None
+            failure = error
+        except (ValueError, OverflowError, TypeError) as strange:
+            failure = OutputRefused(f"its result.json makes no sense: {strange}", "its node or its guest made it up")
+        # what the job's ad says is better than nothing
+        return one if one.kind else replace(one, kind=failure.kind, status=failure.status, message=failure.message,
+                                            hint=failure.hint)
 
-
-def bad_tries(past: Sequence[Ended], fleet: Sequence[JobInfo], demand: Demand, now: float) -> list[Ended]:
-    """The failed ones, and those that ran no job although the pool asked, as long as it asks and no glide-in of ours
-    has shown since that its jobs and ours match."""
-    failed = failed_tries(past, fleet, demand, now)
-    if not demand.requests or demand.busy:
-        return failed
-    ran = max((one.submitted for one in past if one.jobs or one.busy_seconds or one.outcome == STOPPED), default=0.0)
-    return _latest([*failed, *(one for one in past if one.vain and one.submitted > ran)])
-
-
-def _latest(every: Iterable[Ended]) -> list[Ended]:
-    """The one of each submission that ended last."""
-    tries: dict[str, Ended] = {}
-    for one in sorted(every, key=lambda one: one.ended):
-        tries.pop(one.submission, None)
-        tries[one.submission] = one
-    return list(tries.values())
-
-
-def pause(failures: int, first: float) -> float:
-    """Seconds to wait after so many failures in a row: ``first``, twice as long, … up to LONGEST_PAUSE."""
-    if failures <= 0:
-        return 0.0
-    return float(min(first * 2 ** min(failures - 1, 20), max(first, LONGEST_PAUSE)))
-
-
-def blocked_until(failed: Sequence[Ended], first: float) -> float:
-    """Epoch seconds before which nothing is submitted."""
-    return max(one.ended for one in failed) + pause(len(failed), first) if failed else 0.0
-
-
-def tell(failed: Sequence[Ended]) -> str:
-    """The failures in a row in a few words."""
-    kinds = ", ".join(dict.fromkeys(one.kind or "no job ran" for one in failed))
-    return f"the last try failed ({kinds})" if len(failed) == 1 else f"the last {len(failed)} tries failed ({kinds})"
-
-
-def report(failed: Sequence[Ended], past: Sequence[Ended]) -> list[str]:
-    """Why the factory ends, for people: a line for each kind of failure, with the nodes."""
-    names = {one.submission for one in failed}
-    every = [one for one in past if one.kind and one.submission in names]
-    lines = []
-    for kind, number in Counter(one.kind for one in every).most_common():
-        same = [one for one in every if one.kind == kind]
-        nodes = sorted({one.node for one in same if one.node})
-        where = f" on {', '.join(nodes[:5])}{' …' if len(nodes) > 5 else ''}" if nodes else ""
-        logs = next((one.logs for one in reversed(same) if one.logs), "")
-        lines.append(f"{number} × {kind}{where}: {same[-1].message}{f' (logs: {logs})' if logs else ''}")
-    return lines
+    def _verdict(self, cycle: Cycle, there: Sequence[JobInfo]) -> Cycle:
+        """Whether to go on, after what has ended in this cycle."""
+        past = self._book.read()
+        failed = failed_tries(past, there, cycle.demand, cycle.time)
+        gave_up = max((one.submitted for one in past if one.outcome == STOPPED), default=0.0)
+        mend = next((one for one in reversed(cycle.ended) if one.mendable and one.submitted > gave_up), None)
+        last = mend or (failed[-1] if failed else None)
+        if self._it.drain or last is None or not (mend or (cycle.ended and len(failed) >= self._it.limits.give_up)):
+            return cycle
+        why = "as waiting changes nothing" if mend else f"after {len(failed)} failed tries in a row"
+        lines = report([mend] if mend else failed, past)
+        # by the target's clock
+        newest = max(*(job.submitted or 0.0 for job in there), *(one.submitted for one in past), 0.0)
+        self._book.add(Ended("", "", self._it.target.name, newest, cycle.time, STOPPED))
+        go_on = f"; {cycle.counts.live} glide-ins go on until they end by themselves" if cycle.counts.live else ""
+        text = f"the factory {self._it.job.name} ends, {why}: {last.kind}: {last.message}{go_on}"
+        return replace(cycle, stop=last.error(text, last.hint), report=tuple(lines))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -165,16 +164,7 @@ def allowed(policy: Policy) -> Limits:
 
     if policy.rules is None:
         return policy.limits
-    each = [rule.limits.also(policy.limits) for rule in policy.rules if rule.allow]
-
-    def most(values: Sequence[Optional[int]]) -> Optional[int]:
-        there = [value for value in values if value is not None]
-        return max(there, default=0) if len(there) == len(values) else None
-
-    networks = None if any(one.networks is None for one in each) else tuple(dict.fromkeys(
-        network for one in each for network in one.networks or ()))
-    return Limits(most([one.memory for one in each]), most([one.cpus for one in each]),
-                  most([one.lifetime for one in each]), networks)
+    return Limits.widest([rule.limits.also(policy.limits) for rule in policy.rules if rule.allow])
 
 
 def _networks(qemu: Optional[QemuInfo], limits: Limits) -> tuple[tuple[str, ...], str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -45,6 +45,18 @@ class Limits:
             networks = tuple(one for one in self.networks if one in other.networks)
         return Limits(least(self.memory, other.memory), least(self.cpus, other.cpus),
                       least(self.lifetime, other.lifetime), networks)
+
+    @staticmethod
+    def widest(each: Sequence[Limits]) -> Limits:
+        """The most that one of them or another gives; nothing where there is none. Pure."""
+        def most(values: Sequence[Optional[int]]) -> Optional[int]:
+            known = [value for value in values if value is not None]
+            return max(known, default=0) if len(known) == len(values) else None
+
+        networks = None if any(limits.networks is None for limits in each) else tuple(
+            network for network in Network if any(network in (limits.networks or ()) for limits in each))
+        return Limits(most([limits.memory for limits in each]), most([limits.cpus for limits in each]),
+                      most([limits.lifetime for limits in each]), networks)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def run_job(job: Job, *, base: Optional[Path] = None, results: Optional[Path] = 
     from vmjob.image.store.images import Store
     from vmjob.run.flow import run
     from vmjob.run.result_file import refused
-    from vmjob.slot.detect import detect
+    from vmjob.slot.limits import detect
 
     listener = reporter or Reporter()
     slot = detect(os.environ, scratch or default_scratch())

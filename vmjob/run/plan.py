@@ -22,8 +22,8 @@ def plan(job: Job, scratch: Path, base: Path = Path()) -> dict[str, Any]:
     from vmjob.image.store.images import Store
     from vmjob.job.payload import payload_document
     from vmjob.job.resolve import lists_of
-    from vmjob.slot.detect import detect
     from vmjob.slot.grant import grant, overhead_of
+    from vmjob.slot.limits import detect
     from vmjob.stage.archive.collect import collect
     from vmjob.vm import firmware, net, probe
     from vmjob.vm.cmdline import command_line

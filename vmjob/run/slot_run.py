@@ -106,7 +106,7 @@ def _run(this: SlotRun, results: Path, announcer: Announcer, chirp: Optional[Chi
     from vmjob.job.file import with_parameters
     from vmjob.job.payload import read_payload
     from vmjob.run.flow import run
-    from vmjob.slot.detect import detect
+    from vmjob.slot.limits import detect
 
     try:
         with ExitStack() as keep:

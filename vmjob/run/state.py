@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -135,7 +135,7 @@ class Run:
             slot=self.slot.kind, bytes_in=self.bytes_in, bytes_image=self.bytes_image, bytes_out=self.bytes_out,
             cpu_seconds=round(self.cpu.now(), 3), peak_memory=self.peak_memory, outputs=self.outputs,
             console_tail=self.console_tail if outcome == "failed" else (), stop=self.stop,
-            started=round(self.started, 3), ended=round(time.time(), 3), host=socket.gethostname(),
+            started=round(self.started, 3), ended=round(time.time(), 3), host=os.uname().nodename,
             glidein=self.glidein, policy=self.decision, staged=self.staged, notes=tuple(self.notes[:NOTES]),
             network_lost=self.network_lost)
 

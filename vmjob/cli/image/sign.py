@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from vmjob.cli import report
-from vmjob.cli.tables import counted
+from vmjob.cli.report import counted
 from vmjob.core import config, schema
 from vmjob.core.errors import EndorsementRefused, ImageCorrupt, ImageMissing, JobError
 from vmjob.core.files import write_whole

@@ -109,6 +109,7 @@ def _clean(blobs: Blobs) -> None:
     """What was made in earlier boots, or on other nodes, goes where nobody used it for _STALE seconds: nothing evicts
     from a user's own store, and from a cache only where room is short."""
     from vmjob.image.store.blobs import DERIVED
+    from vmjob.image.store.eviction import forget
 
     for path in (blobs.root / "derived").glob("*"):
         name = DERIVED + path.name
@@ -120,6 +121,4 @@ def _clean(blobs: Blobs) -> None:
             with blobs.uses.claim(name) as ours:
                 if ours:
                     blobs.remove(name)
-                    blobs.uses.forget(name)
-                    blobs.uses.forget(name)
-                    (blobs.root / "locks" / name).unlink(missing_ok=True)
+                    forget(blobs, name)

@@ -107,12 +107,13 @@ def _evict(blobs: Blobs, group: Group, needed: Counter[str], dry_run: bool) -> b
                 item.path.unlink(missing_ok=True)
         if group.kind != "part":
             for name in own:
-                _forget(blobs, name)
+                forget(blobs, name)
     return True
 
 
-def _forget(blobs: Blobs, name: str) -> None:
-    """For who has claimed it."""
+def forget(blobs: Blobs, name: str) -> None:
+    """All that is remembered of a file that is gone, for whoever has claimed it; one that still comes keeps its lock.
+    Raises OSError."""
     blobs.stamps.drop(name)
     if not (blobs.root / "tmp" / name).exists():
         (blobs.root / "locks" / name).unlink(missing_ok=True)
@@ -131,7 +132,7 @@ def _sweep(blobs: Blobs, kept: set[str]) -> None:
             elif folder in ("uses", "verified", "locks") and name not in kept and not blobs.path(name).exists():
                 with blobs.uses.claim(name) as ours:
                     if ours and not blobs.path(name).exists():
-                        _forget(blobs, name)
+                        forget(blobs, name)
 
 
 @contextlib.contextmanager
