@@ -69,18 +69,20 @@ import sys
 from pathlib import Path
 from vmjob.image import manifest
 from vmjob.image.store.images import Store
+from vmjob.core.model import Fetcher
 from vmjob.core.progress import Reporter
 from vmjob.vm import disks
 image, cache, run = map(Path, sys.argv[1:])
-def fetch(file, start):
-    with (image / file.path).open("rb") as source:
-        source.seek(start)
-        while piece := source.read(1 << 20):
-            yield piece
+class Fetch(Fetcher):
+    def __call__(self, file, start):
+        with (image / file.path).open("rb") as source:
+            source.seek(start)
+            while piece := source.read(1 << 20):
+                yield piece
 one, store = manifest.load(image), Store(cache, cache=True)
 run.mkdir(parents=True)
 with store.hold(one):
-    store.open(one, {}, Reporter(), fetch, run)
+    store.open(one, {}, Reporter(), Fetch(), run)
     disks.create_overlay(run / "overlay.qcow2", one.virtual_size)
     print("started", flush=True)
     sys.stdin.read()

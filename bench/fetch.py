@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.common import Bench, Goal, Row, alternate, tool
 from tests.servers import nginx
-from vmjob.core.model import Boot, Fetch, ImageFile, Manifest
+from vmjob.core.model import Boot, Fetcher, ImageFile, Manifest
 from vmjob.image.store.copy import receive_file
 from vmjob.stage.transfer.fetch import fetcher
 
@@ -24,7 +24,7 @@ def measure(bench: Bench) -> list[Row]:
     with bench.folder() as work:
         file = _make(work)
         with nginx(work) as server:
-            def fetch() -> Fetch:
+            def fetch() -> Fetcher:
                 made = fetcher(Manifest("bench", (file,), (Boot.DISK,), sources=(server.url + "/",)), timeout=300)
                 assert made
                 return made

@@ -33,7 +33,7 @@ from vmjob.core.site_errors import SiteBroken
 from vmjob.image.manifest import from_document, to_document
 from vmjob.job.file import load_job
 from vmjob.job.parameters import _table
-from vmjob.job.payload import _job_from_dict, payload_document, read_payload
+from vmjob.job.payload import job_from, payload_document, read_payload
 from vmjob.policy import file as policy
 from vmjob.sites import sources
 from vmjob.stage.transfer import addresses, credentials
@@ -61,7 +61,7 @@ def job(data: bytes, place: Path) -> None:
     document = payload_document(Payload(found, _IMAGE, {}, None))
     document = json.loads(json.dumps(document, allow_nan=False).encode())
     schema.check(document, "payload", "its payload", AssertionError)  # type: ignore[arg-type]
-    there = _job_from_dict(document["job"], place)
+    there = job_from(document["job"], place)
     assert there == replace(found, glidein=found.glidein and replace(found.glidein, token=there.glidein.token))
 
 

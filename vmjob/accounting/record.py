@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Optional
 
+from vmjob.core import codec
 from vmjob.core.errors import VmjobError
 from vmjob.core.units import GIB, MIB
 
@@ -209,7 +210,7 @@ def _duration(seconds: float) -> str:
 def to_json(record: UsageRecord) -> dict[str, Any]:
     """The document of usage.schema.json: the fields of UsageRecord, and ``ended``."""
     body = {key: clean(value) if isinstance(value, str) else round(value, 3) if isinstance(value, float) else value
-            for key, value in asdict(record).items()}
+            for key, value in codec.write(record).items()}
     return {"schema": 1, **body, "ended": round(record.ended, 3)}
 
 
@@ -217,16 +218,14 @@ def from_json(document: Any, where: str, error: type[VmjobError]) -> UsageRecord
     """Back from what ``to_json`` made, checked. Raises ``error`` naming ``where`` and the key."""
     from vmjob.core.schema import check
 
-    body: Mapping[str, Any] = check(document, "usage", where, error)
-    known = {one.name for one in fields(UsageRecord)}
-    return UsageRecord(**{key: value for key, value in body.items() if key in known})
+    return codec.read(UsageRecord, check(document, "usage", where, error), where, error=error)
 
 
 def changes(before: UsageRecord, now: UsageRecord, most: int) -> bytes:
     """What is another than before, as JSON of at most ``most`` bytes. Of what is too long the longest texts are left
     out, so that what stood before counts: half a document would be none, half a name somebody else's. Pure."""
-    old = asdict(before)
-    changed = {key: value for key, value in asdict(now).items() if value != old[key]}
+    old = codec.write(before)
+    changed = {key: value for key, value in codec.write(now).items() if value != old[key]}
     while len(body := json.dumps(changed).encode()) > most:
         texts = {key: len(json.dumps(value)) for key, value in changed.items() if isinstance(value, str)}
         changed.pop(max(texts, key=lambda key: texts[key]))

@@ -4,13 +4,12 @@ from either. Pure, and distrustful of what comes back: a machine ad says what so
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vmjob.ads import site_ad
 from vmjob.ads.site_ad import KVM, TCG, NodeAd
-from vmjob.core import classads
+from vmjob.core import classads, codec
 from vmjob.core.site_errors import SiteBroken
 
 ADVERTISED = f"{site_ad.HAS} =!= undefined"  # constraint: machine ads of nodes with the hook
@@ -124,15 +123,11 @@ def _number(ad: Any, key: str) -> int:
 
 def to_json(ad: NodeAd) -> dict[str, Any]:
     """The document that node-ad.schema.json describes."""
-    return {"schema": 1, **asdict(ad)}
+    return {"schema": 1, **codec.write(ad)}
 
 
 def from_json(document: Any, where: str) -> NodeAd:
     """Back from what ``vmjob site advertise --json`` printed; ``where`` names it in messages. Raises SiteBroken."""
     from vmjob.core import schema
 
-    body: Mapping[str, Any] = schema.check(document, "node-ad", where, SiteBroken)
-    known = {one.name for one in fields(NodeAd)}
-    found: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in body.items()
-                             if key in known}
-    return NodeAd(**found)
+    return codec.read(NodeAd, schema.check(document, "node-ad", where, SiteBroken), where, error=SiteBroken)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+from vmjob.core import codec
 
 ANYBODY = "*"  # in place of a VO: all of them
 KVM, TCG = "kvm", "tcg"
@@ -149,21 +151,12 @@ def covers(vos: tuple[str, ...], vo: str) -> bool:
 
 def to_json(ad: SiteAd) -> dict[str, Any]:
     """The document that site-ad.schema.json describes."""
-    return {"schema": 1, **asdict(ad)}
+    return {"schema": 1, **codec.write(ad)}
 
 
 def from_json(document: Mapping[str, Any]) -> SiteAd:
     """Back from a document that was checked against the schema (core.schema.check)."""
-    body = {key: value for key, value in document.items() if key != "schema"}
-    for key, kind in (("elements", Element), ("nodes", Nodes), ("images", SiteImage)):
-        body[key] = tuple(kind(**_frozen(kind, one)) for one in body.get(key, ()))
-    return SiteAd(**_frozen(SiteAd, body))
-
-
-def _frozen(kind: Any, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists become tuples; keys that a later version may add are left out."""
-    known = {one.name for one in fields(kind)}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in body.items() if key in known}
+    return codec.read(SiteAd, document, "site ad")
 
 
 # ---------------------------------------------------------------- a node

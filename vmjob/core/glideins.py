@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional, Union
 
+from vmjob.core.codec import DURATION, SECRET
 from vmjob.core.errors import WalltimeTooShort
 from vmjob.core.units import format_duration
 
@@ -33,12 +34,12 @@ class Glidein:
     """
 
     pool: str
-    token: str = ""
+    token: str = field(default="", metadata=SECRET)
     site: str = ""
     resource: str = ""
-    idle: int = 600
-    lifetime: Optional[int] = None
-    longest_job: Optional[int] = None
+    idle: int = field(default=600, metadata=DURATION)
+    lifetime: Optional[int] = field(default=None, metadata=DURATION)
+    longest_job: Optional[int] = field(default=None, metadata=DURATION)
     jobs: Optional[int] = None
     start: str = ""
     attributes: tuple[tuple[str, Literal], ...] = ()

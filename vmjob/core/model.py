@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Protocol
 
+from vmjob.core.codec import DURATION, SIZE, SPARSE, key
 from vmjob.core.errors import JobError
 from vmjob.core.glideins import Glidein
 
@@ -48,7 +50,7 @@ class ImageFile:
     format: str
     size: int
     sha256: str
-    virtual_size: int = 0
+    virtual_size: int = field(default=0, metadata=SPARSE)
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Manifest:
     cmdline: str = ""
     firmware: str = "bios"
     user: str = "vmjob"
-    needs_memory: int = 256 * 2**20
-    needs_cpus: int = 1
+    needs_memory: int = field(default=256 * 2**20, metadata=SIZE | key("needs.memory"))
+    needs_cpus: int = field(default=1, metadata=key("needs.cpus"))
     description: str = ""
     made_from: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
@@ -110,8 +112,26 @@ def address(source: str, file: ImageFile) -> str:
     return source.replace("{path}", file.path).replace("{sha256}", file.sha256)
 
 
-# Brings the bytes of a file of an image from an offset on, from wherever they are.
-Fetch = Callable[[ImageFile, int], Iterator[bytes]]
+class Fetcher(Protocol):
+    """Brings the files of an image from wherever they are. A class that derives from it and says no more than how has
+    one place, which is asked twice."""
+
+    @property
+    def tries(self) -> int:
+        """How often a whole file may be asked for, as other bytes came."""
+        return 2
+
+    @abstractmethod
+    def __call__(self, file: ImageFile, start: int) -> Iterator[bytes]:
+        """The bytes of ``file`` from ``start`` on. Raises VmjobError where they do not come."""
+
+    def unreached(self, file: ImageFile) -> list[str]:
+        """A line for each place that may have ``file`` and did not answer, after other bytes came from the rest."""
+        return []
+
+    def wrong(self, file: ImageFile) -> list[str]:
+        """The names of the places that had other bytes of ``file``; none where it has no names for them."""
+        return []
 
 
 @dataclass(frozen=True)
@@ -130,9 +150,9 @@ class Resources:
     """What the job asks for. None: whatever the slot gives. Bytes and seconds."""
 
     cpus: Optional[int] = None
-    memory: Optional[int] = None
-    disk: Optional[int] = None
-    walltime: Optional[int] = None
+    memory: Optional[int] = field(default=None, metadata=SIZE)
+    disk: Optional[int] = field(default=None, metadata=SIZE)
+    walltime: Optional[int] = field(default=None, metadata=DURATION)
 
 
 @dataclass(frozen=True)

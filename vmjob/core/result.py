@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
+from vmjob.core.codec import SPARSE, write
 from vmjob.core.glideins import Worked
 from vmjob.core.model import AccelChoice
 
@@ -90,11 +91,11 @@ class Result:
     started: float = 0.0
     ended: float = 0.0
     host: str = ""
-    glidein: Optional[Worked] = None
-    policy: Optional[Decision] = None
+    glidein: Optional[Worked] = field(default=None, metadata=SPARSE)
+    policy: Optional[Decision] = field(default=None, metadata=SPARSE)
     staged: tuple[Staged, ...] = ()
-    notes: tuple[str, ...] = ()
-    network_lost: str = ""
+    notes: tuple[str, ...] = field(default=(), metadata=SPARSE)
+    network_lost: str = field(default="", metadata=SPARSE)
 
     @property
     def failure_kind(self) -> str:
@@ -102,20 +103,15 @@ class Result:
         return self.failure.kind if self.failure else ""
 
     def to_json(self) -> dict[str, Any]:
-        """The document of result.schema.json; ``glidein``, ``policy`` and what went wrong besides only where there was
-        something. Of very many outputs it names the first, and says how many more there are."""
-        from dataclasses import asdict, replace
-
+        """The document of result.schema.json. Of very many outputs it names the first, and says how many more there
+        are."""
         from vmjob.core.version import __version__
 
         outputs, staged = _first(self.outputs), _first([one.url for one in self.staged])
-        body = asdict(replace(self, outputs=self.outputs[:outputs], staged=self.staged[:staged]))
+        body = write(replace(self, outputs=self.outputs[:outputs], staged=self.staged[:staged]))
         for key, more in (("outputs_more", len(self.outputs) - outputs), ("staged_more", len(self.staged) - staged)):
             if more:
                 body[key] = more
-        for key in ("glidein", "policy", "notes", "network_lost"):
-            if not body[key]:
-                del body[key]
         body["stages"] = [{"name": s.name, "seconds": round(s.seconds, 4)} for s in self.stages]
         return {"vmjob": __version__, "schema": 1, **body}
 

@@ -70,6 +70,14 @@ def format_size(size: float) -> str:
     return f"{size:.1f} TiB"
 
 
+def size_text(size: int) -> str:
+    """What ``parse_size`` reads back as just this size: ``3 * 2**29 -> '1536MiB'``."""
+    for unit, factor in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if size % factor == 0:
+            return f"{size // factor}{unit}"
+    return f"{size}B"
+
+
 def format_duration(seconds: float) -> str:
     """``95 -> '1m35s'``; below a minute with two decimals: ``'1.75 s'``."""
     if seconds < 60:

@@ -9,12 +9,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
-from vmjob.core import config, errors, locks
-from vmjob.core.errors import GuestError, VmjobError
+from vmjob.core import codec, config, errors, locks
+from vmjob.core.errors import GuestError, JobError, VmjobError
 from vmjob.core.files import remove_tree, write_whole
 from vmjob.core.machinetext import lines, read
 from vmjob.core.pool_errors import NameTaken, PoolError
@@ -96,7 +96,7 @@ class Logbook:
             if file.tell() and _last_byte(file.fileno()) != b"\n":  # we were killed in the middle of a line
                 file.write(b"\n")
             short = replace(one, message=one.message[:_TEXT], hint=one.hint[:_TEXT])
-            file.write(json.dumps(asdict(short)).encode() + b"\n")
+            file.write(json.dumps(codec.write(short)).encode() + b"\n")
         if path.stat().st_size > _LARGE:
             kept = lines(read(path))[-_LINES:]
             write_whole(path, "".join(f"{line}\n" for line in kept))
@@ -144,8 +144,8 @@ def _parsed(line: str) -> Optional[Ended]:
     """None for what was cut, or comes from another version."""
     try:
         body: dict[str, Any] = json.loads(line)
-        one = Ended(**{field.name: body[field.name] for field in fields(Ended) if field.name in body})
+        one = codec.read(Ended, body, FILE)
         float(one.submitted), float(one.ended), int(one.status), float(one.seconds)
         return one
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (JobError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None

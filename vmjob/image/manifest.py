@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
-from vmjob.core import schema, units
-from vmjob.core.errors import ImageCorrupt, ImageError, JobError, VmjobError
+from vmjob.core import codec, schema
+from vmjob.core.errors import ImageCorrupt, ImageError, VmjobError
 from vmjob.core.model import Boot, ImageFile, Manifest
 
 FILE_NAME = "manifest.yaml"
@@ -21,6 +20,7 @@ _HEADER = """\
 """
 DISK_FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx")
 _FORMATS = {"disk": DISK_FORMATS, "kernel": ("elf", "bzimage"), "initrd": ("cpio",), "layer": ("delta",)}
+_FIRST, _LAST = ("schema", "name", "description", "digest", "arch"), ("files", "made_from", "sources")  # for readers
 _USED = {Boot.JOB: ("kernel", "initrd", "disk", "layer"), Boot.SYSTEM: ("kernel", "initrd", "disk", "layer"),
          Boot.DISK: ("disk", "layer")}
 _NEEDED = {Boot.JOB: ("kernel", "initrd"), Boot.SYSTEM: ("kernel", "initrd", "disk"), Boot.DISK: ("disk",)}
@@ -48,18 +48,9 @@ def from_document(document: Any, where: str, error: type[VmjobError] = ImageErro
     """The manifest in a mapping read from ``where`` (a file, or file and key), distrusted; ``checked``: it already
     fits the schema. Raises ``error`` naming ``where`` and the key, also where a stated digest is not the content's."""
     body = document if checked else schema.check(document, "manifest", where, error)
-    files = tuple(_file(entry, f"{where}: files.{n}", error) for n, entry in enumerate(body["files"]))
-    needs = body.get("needs", {})
-    try:
-        memory = units.parse_size(needs.get("memory", Manifest.needs_memory), f"{where}: needs.memory")
-    except JobError as wrong:
-        raise error(wrong.message, wrong.hint) from wrong
-    manifest = Manifest(
-        name=body["name"], files=files, boot=tuple(Boot(b) for b in body["boot"]),
-        arch=body.get("arch", "x86_64"), cmdline=body.get("cmdline", ""), firmware=body.get("firmware", "bios"),
-        user=body.get("user", Manifest.user), needs_memory=memory, needs_cpus=needs.get("cpus", 1),
-        description=body.get("description", ""), made_from=tuple(body.get("made_from", ())),
-        sources=tuple(body.get("sources", ())))
+    manifest = codec.read(Manifest, body, where, units=True, error=error)
+    for n, file in enumerate(manifest.files):
+        _check_format(file, f"{where}: files.{n}", error)
     _check(manifest, where, error)
     stated = body.get("digest", manifest.digest)
     if stated != manifest.digest:
@@ -68,12 +59,10 @@ def from_document(document: Any, where: str, error: type[VmjobError] = ImageErro
     return manifest
 
 
-def _file(entry: dict[str, Any], where: str, error: type[VmjobError]) -> ImageFile:
-    role, form = entry["role"], entry["format"]
-    fitting = _FORMATS[role.rstrip("0123456789")]
-    if form not in fitting:
-        raise error(f"{where}.format: {form!r} is no format of a {role}", f"one of {', '.join(fitting)}")
-    return ImageFile(role, entry["path"], form, entry["size"], entry["sha256"], entry.get("virtual_size", 0))
+def _check_format(file: ImageFile, where: str, error: type[VmjobError]) -> None:
+    fitting = _FORMATS[file.role.rstrip("0123456789")]
+    if file.format not in fitting:
+        raise error(f"{where}.format: {file.format!r} is no format of a {file.role}", f"one of {', '.join(fitting)}")
 
 
 def _check(manifest: Manifest, where: str, error: type[VmjobError]) -> None:
@@ -103,23 +92,6 @@ def _check(manifest: Manifest, where: str, error: type[VmjobError]) -> None:
 
 def to_document(manifest: Manifest) -> dict[str, Any]:
     """What ``from_document`` reads back as an equal manifest; plain types only."""
-    files = []
-    for file in manifest.files:
-        entry = dataclasses.asdict(file)
-        if not file.virtual_size:
-            del entry["virtual_size"]
-        files.append(entry)
-    return {
-        "schema": 1, "name": manifest.name, "description": manifest.description, "digest": manifest.digest,
-        "arch": manifest.arch, "boot": [b.value for b in manifest.boot], "cmdline": manifest.cmdline,
-        "firmware": manifest.firmware, "user": manifest.user,
-        "needs": {"memory": _size_text(manifest.needs_memory), "cpus": manifest.needs_cpus},
-        "files": files, "made_from": list(manifest.made_from), "sources": list(manifest.sources),
-    }
-
-
-def _size_text(size: int) -> str:
-    for unit, factor in (("GiB", units.GIB), ("MiB", units.MIB), ("KiB", units.KIB)):
-        if size % factor == 0:
-            return f"{size // factor}{unit}"
-    return f"{size}B"
+    body = {"schema": 1, "digest": manifest.digest, **codec.write(manifest, units=True)}
+    between = [key for key in body if key not in (*_FIRST, *_LAST)]
+    return {key: body[key] for key in (*_FIRST, *between, *_LAST)}

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any, Optional
+from typing import Optional
 
 from vmjob.core import config
-from vmjob.core.model import Fetch, ImageFile, Manifest
+from vmjob.core.model import Fetcher, ImageFile, Manifest
 from vmjob.core.progress import Reporter
 
 
-class Fetching:
-    """A Fetch that is made when the first byte is asked for: mostly a machine has the image, and what brings others
-    need not even be imported. ``count`` hears of the bytes. What else it is asked for, is what it makes asked for."""
+class Fetching(Fetcher):
+    """Another Fetcher, which is made when it is first asked for anything: mostly a machine has the image, and what
+    brings others need not even be imported. ``count`` hears of the bytes."""
 
-    def __init__(self, make: Callable[[], Fetch], count: Callable[[int], None]) -> None:
+    def __init__(self, make: Callable[[], Fetcher], count: Callable[[int], None]) -> None:
         self._make, self._count = make, count
 
     def __call__(self, file: ImageFile, start: int) -> Iterator[bytes]:
@@ -24,21 +24,28 @@ class Fetching:
             yield piece
 
     @cached_property
-    def _made(self) -> Fetch:
+    def _made(self) -> Fetcher:
         return self._make()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._made, name)
+    @property
+    def tries(self) -> int:
+        return self._made.tries
+
+    def unreached(self, file: ImageFile) -> list[str]:
+        return self._made.unreached(file)
+
+    def wrong(self, file: ImageFile) -> list[str]:
+        return self._made.wrong(file)
 
 
-def fetch_of(manifest: Manifest, reporter: Reporter, way: Optional[Fetch] = None, left: Optional[float] = None,
-             count: Callable[[int], None] = lambda _: None) -> Optional[Fetch]:
+def fetch_of(manifest: Manifest, reporter: Reporter, way: Optional[Fetcher] = None, left: Optional[float] = None,
+             count: Callable[[int], None] = lambda _: None) -> Optional[Fetcher]:
     """Brings files of the image from its sources, or by the submit side's own ``way``; None where there is neither.
     ``left``: seconds until it is of no use any more, None for no end; ``count`` hears of the bytes that come."""
     if not manifest.sources:
         return way and Fetching(lambda: way, count)
 
-    def make() -> Fetch:
+    def make() -> Fetcher:
         from vmjob.stage.transfer.fetch import fetcher
 
         made = fetcher(manifest, carried=way, timeout=stage_time(left), rate=config.stage_rate(), note=reporter.note)

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
+from vmjob.core import codec
 from vmjob.core.errors import JobError
 from vmjob.core.glideins import BOOT, DRAIN, FOLDER, Glidein, check_walltime
-from vmjob.core.model import Accel, Boot, Input, Job, Network, Resources
-from vmjob.core.units import parse_duration, parse_size
+from vmjob.core.model import Input, Job, Network
 
 
 def load_job(path: Path) -> Job:
@@ -29,29 +29,27 @@ def name_from(path: Path) -> str:
 
 def job_from(document: dict[str, Any], where: str, name: str = "job") -> Job:
     """A checked document as a Job; ``where`` names it in messages. Raises JobError."""
-    command, script = document.get("command", ()), document.get("script", "")
     given = [key for key in ("command", "script", "glidein") if document.get(key)]
     if len(given) != 1:
         said = f", not both {' and '.join(given)}" if given else ""
         raise JobError(f"{where}: give one of 'command', 'script' and 'glidein'{said}",
                        "command: [./program, argument] or script: | and the lines below it (or glidein:)")
-    job = Job(
-        name=document.get("name", name),
-        image=document["image"],
-        command=_command(command, where),
-        script=script,
-        inputs=tuple(_input(one, f"{where}: inputs[{n}]") for n, one in enumerate(document.get("inputs", ()))),
-        outputs=tuple(check_output(glob, f"{where}: outputs") for glob in _globs(document)),
-        outputs_to=check_address(_address(document), f"{where}: outputs.to"),
-        environment=tuple(sorted((key, _env_text(value, f"{where}: environment.{key}"))
-                                 for key, value in document.get("environment", {}).items())),
-        resources=_resources(document.get("resources", {}), where),
-        accel=Accel(document.get("accel", "auto")),
-        network=Network(document.get("network", "nat")),
-        user=document.get("user", ""),
-        boot=Boot(document["boot"]) if "boot" in document else None,
-    )
-    return as_glidein(job, _glidein(document["glidein"], where), where) if "glidein" in document else job
+    job = codec.read(Job, {"name": name, **document, **_plain(document, where)}, where, units=True)
+    return as_glidein(job, job.glidein, where) if job.glidein else job
+
+
+def _plain(document: dict[str, Any], where: str) -> dict[str, Any]:
+    """The keys that people may write in more than one way, as the fields of Job have them, checked. Raises JobError."""
+    plain: dict[str, Any] = {
+        "command": _command(document.get("command", ()), where),
+        "inputs": [_input(one, f"{where}: inputs[{n}]") for n, one in enumerate(document.get("inputs", ()))],
+        "outputs": [check_output(glob, f"{where}: outputs") for glob in _globs(document)],
+        "outputs_to": check_address(_address(document), f"{where}: outputs.to"),
+        "environment": {key: _env_text(value, f"{where}: environment.{key}")
+                        for key, value in sorted(document.get("environment", {}).items())}}
+    if "glidein" in document:
+        plain["glidein"] = _glidein(document["glidein"], where)
+    return plain
 
 
 def as_glidein(job: Job, glidein: Glidein, where: str) -> Job:
@@ -73,19 +71,13 @@ def as_glidein(job: Job, glidein: Glidein, where: str) -> Job:
                    resources=replace(job.resources, walltime=walltime))
 
 
-def _glidein(document: dict[str, Any], where: str) -> Glidein:
-    def duration(key: str) -> Optional[int]:
-        return parse_duration(document[key], f"{where}: glidein.{key}") if key in document else None
-
-    for key, value in [("start", document.get("start", "")), *document.get("attributes", {}).items()]:
+def _glidein(document: dict[str, Any], where: str) -> dict[str, Any]:
+    attributes = dict(sorted(document.get("attributes", {}).items()))
+    for key, value in [("start", document.get("start", "")), *attributes.items()]:
         if isinstance(value, str) and (re.search(r"[\x00-\x1f\\]", value) or len(value) > 500):
             raise JobError(f"{where}: glidein: {key}: holds a line break, another control character or a backslash, "
                            "or more than 500 characters", "one line of plain text a value")
-    return Glidein(
-        pool=document["pool"], token=document["token"], site=document.get("site", ""),
-        resource=document.get("resource", ""), idle=duration("idle") or 600, lifetime=duration("lifetime"),
-        longest_job=duration("longest_job"), jobs=document.get("jobs"), start=document.get("start", ""),
-        attributes=tuple(sorted(document.get("attributes", {}).items())), condor=document.get("condor", ""))
+    return {**document, "attributes": attributes}
 
 
 def _globs(document: dict[str, Any]) -> list[str]:
@@ -139,7 +131,7 @@ def check_output(glob: str, where: str) -> str:
 def parse_input(text: str, where: str) -> Input:
     """``PATH`` or ``PATH:NAME`` of the command line. Raises JobError."""
     source, _, target = text.partition(":")
-    return _input({"from": source, "to": target} if target else source, where)
+    return Input(**_input({"from": source, "to": target} if target else source, where))
 
 
 def with_parameters(job: Job, query: str, where: str) -> Job:
@@ -170,7 +162,7 @@ def _command(command: Any, where: str) -> tuple[str, ...]:
     return words
 
 
-def _input(one: Any, where: str) -> Input:
+def _input(one: Any, where: str) -> dict[str, str]:
     if isinstance(one, str):
         one = {"from": one}
     strange = sorted(set(one) - {"from", "to"})
@@ -180,7 +172,7 @@ def _input(one: Any, where: str) -> Input:
     target = str(one.get("to", ""))
     if target.startswith("/") or ".." in target.split("/"):
         raise JobError(f"{where}: to: {target!r} must stay below the work folder", "write a relative path")
-    return Input(one["from"], target)
+    return {"source": one["from"], "target": target}
 
 
 def _env_text(value: Any, where: str) -> str:
@@ -188,13 +180,3 @@ def _env_text(value: Any, where: str) -> str:
     if "\x00" in text:
         raise JobError(f"{where}: holds a NUL byte", "remove it")
     return text
-
-
-def _resources(document: dict[str, Any], where: str) -> Resources:
-    def size(key: str) -> Optional[int]:
-        return parse_size(document[key], f"{where}: resources.{key}") if key in document else None
-
-    walltime = document.get("walltime")
-    return Resources(
-        cpus=document.get("cpus"), memory=size("memory"), disk=size("disk"),
-        walltime=None if walltime is None else parse_duration(walltime, f"{where}: resources.walltime"))

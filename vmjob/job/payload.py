@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional
 
+from vmjob.core import codec
 from vmjob.core.errors import ImageMissing, JobError
 from vmjob.core.files import hash_file
-from vmjob.core.glideins import Glidein
-from vmjob.core.model import Accel, Boot, Input, Job, Network, Payload, Resources
+from vmjob.core.model import Job, Payload
 from vmjob.core.opened import hold
 from vmjob.core.ownnames import IMAGE, INPUT, NAME
 from vmjob.image.manifest import from_document, to_document
@@ -35,7 +34,7 @@ def payload_document(payload: Payload) -> dict[str, Any]:
     from vmjob.core.version import __version__
 
     body: dict[str, Any] = {
-        "schema": 1, "vmjob": __version__, "job": _job_to_dict(payload.job),
+        "schema": 1, "vmjob": __version__, "job": codec.write(payload.job),
         "image": to_document(payload.manifest),
         "places": {file.role: image_place(file.sha256) for file in payload.manifest.files},
     }
@@ -85,7 +84,7 @@ def read_payload(folder: Path, verify: bool = True, fetchable: bool = False,
         elif not fetchable and not manifest.sources:
             raise ImageMissing(f"{places[0]}: the {file.role} of the image {manifest.name} is not there", _AGAIN)
     archive = _input(folder, body["input"], path, verify, keep) if "input" in body else None
-    return Payload(_job_from_dict(body["job"], path), manifest, files, archive, lists=_lists(folder, body, path))
+    return Payload(job_from(body["job"], path), manifest, files, archive, lists=_lists(folder, body, path))
 
 
 def _input(folder: Path, body: dict[str, Any], where: Path, verify: bool, keep: Optional[ExitStack]) -> Path:
@@ -111,35 +110,8 @@ def _lists(folder: Path, body: dict[str, Any], where: Path) -> tuple[Path, ...]:
     return lists
 
 
-def _job_to_dict(job: Job) -> dict[str, Any]:
-    wants = job.resources
-    glidein = None
-    if job.glidein:
-        # where the token lies is nobody's business there
-        glidein = {**asdict(job.glidein), "attributes": dict(job.glidein.attributes)}
-        del glidein["token"]
-    return {
-        "name": job.name, "image": job.image, "command": list(job.command), "script": job.script,
-        "inputs": [{"source": one.source, "target": one.target} for one in job.inputs],
-        "outputs": list(job.outputs), "outputs_to": job.outputs_to, "environment": dict(job.environment),
-        "resources": {"cpus": wants.cpus, "memory": wants.memory, "disk": wants.disk, "walltime": wants.walltime},
-        "accel": job.accel.value, "network": job.network.value, "user": job.user,
-        "boot": job.boot.value if job.boot else None, "glidein": glidein,
-    }
-
-
-def _job_from_dict(body: dict[str, Any], where: Path) -> Job:
-    command, script, glidein = tuple(body.get("command", ())), body.get("script", ""), body.get("glidein")
-    if [bool(command), bool(script), bool(glidein)].count(True) != 1:
+def job_from(body: dict[str, Any], where: Path) -> Job:
+    """The job in a payload's document. Raises JobError."""
+    if [bool(body.get(key)) for key in ("command", "script", "glidein")].count(True) != 1:
         raise JobError(f"{where}: job: exactly one of command, script and glidein must be set", _AGAIN)
-    if glidein:
-        glidein = Glidein(**{**glidein, "attributes": tuple(sorted(glidein.get("attributes", {}).items()))})
-    boot: Optional[str] = body.get("boot")
-    return Job(
-        name=body["name"], image=body["image"], command=command, script=script,
-        inputs=tuple(Input(one["source"], one.get("target", "")) for one in body.get("inputs", ())),
-        outputs=tuple(body.get("outputs", ())), outputs_to=body.get("outputs_to", ""),
-        environment=tuple(body.get("environment", {}).items()),
-        resources=Resources(**body.get("resources", {})), accel=Accel(body.get("accel", "auto")),
-        network=Network(body.get("network", "nat")), user=body.get("user", ""), boot=Boot(boot) if boot else None,
-        glidein=glidein or None)
+    return codec.read(Job, body, f"{where}: job")

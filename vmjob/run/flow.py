@@ -17,7 +17,7 @@ from vmjob.core import config, interrupt
 from vmjob.core.errors import Interrupted, OutputMissing, OutputTooLarge, PolicyRefused, VmjobError
 from vmjob.core.glideins import FOLDER, times
 from vmjob.core.interrupt import PATIENCE, Signals, interrupted
-from vmjob.core.model import Fetch, Image, Payload, Slot
+from vmjob.core.model import Fetcher, Image, Payload, Slot
 from vmjob.core.progress import Reporter
 from vmjob.core.result import Result
 from vmjob.core.units import format_size
@@ -39,7 +39,7 @@ COLLECT = 10.0  # seconds that outputs which are there have to come into the res
 
 
 def run(payload: Payload, slot: Slot, store: Store, *, results: Optional[Path] = None,
-        reporter: Optional[Reporter] = None, fetch: Optional[Fetch] = None) -> Result:
+        reporter: Optional[Reporter] = None, fetch: Optional[Fetcher] = None) -> Result:
     """Walk the whole road once. Never raises a VmjobError: the Result tells it.
 
     ``results`` is the folder that gets result.json, the outputs and console.log; None keeps nothing.
@@ -66,7 +66,7 @@ def run(payload: Payload, slot: Slot, store: Store, *, results: Optional[Path] =
     return result
 
 
-def _undone(this: Run, store: Store, signals: Signals, fetch: Optional[Fetch]) -> None:
+def _undone(this: Run, store: Store, signals: Signals, fetch: Optional[Fetcher]) -> None:
     """Walk the road, and undo what was done on it: no trouble with that is the run's outcome."""
     with ExitStack() as stack:
         try:
@@ -84,7 +84,7 @@ def _undone(this: Run, store: Store, signals: Signals, fetch: Optional[Fetch]) -
             this.folder = None  # that it is gone is right from here on
 
 
-def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Optional[Fetch]) -> None:
+def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Optional[Fetcher]) -> None:
     from vmjob.core.scratch import scratch
     from vmjob.slot.grant import grant
 

@@ -15,7 +15,7 @@ from vmjob.core import config
 from vmjob.core.errors import VmjobError
 from vmjob.core.files import RESULT_FILES, whole
 from vmjob.core.interrupt import PATIENCE, Signals
-from vmjob.core.model import Fetch, ImageFile
+from vmjob.core.model import Fetcher, ImageFile
 from vmjob.core.progress import Reporter
 from vmjob.core.result import Result
 from vmjob.run.outcome import failed
@@ -117,20 +117,21 @@ def _run(this: SlotRun, results: Path, announcer: Announcer, chirp: Optional[Chi
             slot = detect(os.environ, this.folder)
             store = Store(config.cache_dir(), cache=True)
             return run(payload, slot, store, results=results, reporter=announcer,
-                       fetch=_fetch(this.image_at, chirp) if this.image_at else None)
+                       fetch=_SubmitSide(this.image_at, chirp) if this.image_at else None)
     except Exception as failure:
         return keep_result(failed(failure), results)
 
 
-def _fetch(image_at: str, chirp: Optional[Chirp]) -> Fetch:
+class _SubmitSide(Fetcher):
     """Brings files of the image from the submit side. Fails when it is called: mostly the node has them."""
 
-    def pieces(file: ImageFile, start: int) -> Iterator[bytes]:
-        if chirp is None:
-            raise unavailable("the image")
-        return chirp.pieces(f"{submit_side.find(image_at, chirp)}/{file.sha256}", file.size, start)
+    def __init__(self, image_at: str, chirp: Optional[Chirp]) -> None:
+        self._image_at, self._chirp = image_at, chirp
 
-    return pieces
+    def __call__(self, file: ImageFile, start: int) -> Iterator[bytes]:
+        if self._chirp is None:
+            raise unavailable("the image")
+        return self._chirp.pieces(f"{submit_side.find(self._image_at, self._chirp)}/{file.sha256}", file.size, start)
 
 
 # ---------------------------------------------------------------- the results as one file

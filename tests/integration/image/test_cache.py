@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import Cli, qemus, result_of
 from tests.images import need
+from tests.ways import Way
 from vmjob.core.files import hash_file
 from vmjob.core.model import Boot, ImageFile, Manifest
 from vmjob.core.progress import Reporter
@@ -201,6 +202,7 @@ def test_sixteen_vms_from_one_image(tmp_path: Path) -> None:
     virtual = (tmp_path / "raw").stat().st_size
     image = Manifest("big", (ImageFile("disk", "disk.qcow2", "qcow2", size, digits, virtual),), (Boot.DISK,))
 
+    @Way
     def fetch(file: ImageFile, start: int) -> Iterator[bytes]:
         with (tmp_path / "log").open("a") as log:
             log.write("fetched\n")

@@ -23,8 +23,9 @@ import pytest
 from tests import servers
 from tests.conftest import ROOT, Cli
 from tests.servers import Authority, authority, faults, good, nginx, status, xrootd
+from tests.ways import Way
 from vmjob.core.errors import ChirpFailed, ImageCorrupt, ImageOutOfReach, Interrupted, VmjobError
-from vmjob.core.model import Boot, Fetch, ImageFile, Manifest
+from vmjob.core.model import Boot, Fetcher, ImageFile, Manifest
 from vmjob.image.store.copy import receive_file
 from vmjob.job.pyz import carried_pyz
 from vmjob.stage.transfer.fetch import Changed, fetcher
@@ -67,7 +68,7 @@ class Got:
     """One image with sources; what was heard while it was fetched."""
 
     sources: tuple[str, ...]
-    carried: Optional[Fetch] = None
+    carried: Optional[Fetcher] = None
     timeout: float = 60
     rate: Optional[int] = None
     patience: Patience = QUICK
@@ -79,7 +80,7 @@ class Got:
         fetch = fetcher(manifest, carried=self.carried, timeout=self.timeout, rate=self.rate,
                         note=self.notes.append, patience=self.patience)
         assert fetch
-        self.fetch: Fetch = fetch
+        self.fetch: Fetcher = fetch
 
     def read(self, start: int = 0) -> bytes:
         return b"".join(self.fetch(image_file(self.body), start))
@@ -680,10 +681,12 @@ def test_a_server_that_is_gone_is_noticed() -> None:
 def test_what_the_job_carries_comes_last() -> None:
     calls = []
 
+    @Way
     def carried(file: ImageFile, start: int) -> Iterator[bytes]:
         calls.append(start)
         yield BODY[start:]
 
+    @Way
     def cut(file: ImageFile, start: int) -> Iterator[bytes]:
         yield BODY[start:300_000]
         raise ChirpFailed("cut", "hint")
@@ -705,6 +708,7 @@ def test_who_takes_the_slot_away_is_heard(tmp_path: Path, monkeypatch: pytest.Mo
     """Not taken for a source that fails."""
     import signal
 
+    @Way
     def carried(file: ImageFile, start: int) -> Iterator[bytes]:
         yield BODY[:10]
         raise Interrupted("SIGTERM")
@@ -798,16 +802,17 @@ def test_a_full_disk(tmp_path: Path) -> None:
 from pathlib import Path
 from vmjob.core.errors import ScratchFull
 from vmjob.image.store.copy import receive_file
-from vmjob.core.model import Boot, ImageFile, Manifest
+from vmjob.core.model import Boot, Fetcher, ImageFile, Manifest
 from vmjob.stage.transfer.fetch import fetcher
 file = ImageFile("disk", "disk.raw", "raw", int(sys.argv[2]), "0" * 64)
 fetch = fetcher(Manifest("one", (file,), (Boot.DISK,), sources=(sys.argv[1],)), timeout=30)
-def filling(file, start):
-    for piece in fetch(file, start):
-        Path("other").write_bytes(bytes(600_000))  # somebody else takes the room meanwhile
-        yield piece
+class Filling(Fetcher):
+    def __call__(self, file, start):
+        for piece in fetch(file, start):
+            Path("other").write_bytes(bytes(600_000))  # somebody else takes the room meanwhile
+            yield piece
 try:
-    receive_file(file, filling, Path("disk"))
+    receive_file(file, Filling(), Path("disk"))
 except ScratchFull as full:
     print(full.message)
 """

@@ -13,7 +13,7 @@ from typing import Optional
 from vmjob.core import blockdev
 from vmjob.core.errors import CommandFailed, ImageError, VmjobError
 from vmjob.core.files import hash_file, place
-from vmjob.core.model import Fetch, Image, ImageFile, Manifest
+from vmjob.core.model import Fetcher, Image, ImageFile, Manifest
 from vmjob.core.opened import naming
 from vmjob.core.progress import Reporter
 from vmjob.image import formats, manifest
@@ -37,7 +37,7 @@ class Made:
 
 @contextlib.contextmanager
 def opened(ref: str, store: Store, reporter: Reporter,
-           fetcher: Callable[[Manifest], Optional[Fetch]]) -> Iterator[Image]:
+           fetcher: Callable[[Manifest], Optional[Fetcher]]) -> Iterator[Image]:
     """An image by name, digest or path, with verified files, which nobody evicts until the end of the with block. What
     is not in ``store`` goes into the cache; ``fetcher`` makes what brings an image that is elsewhere. Raises as
     Store.resolve and Store.open; ImageError where it has no disk."""

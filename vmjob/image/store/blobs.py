@@ -24,7 +24,7 @@ from typing import Optional
 from vmjob.core import config, locks
 from vmjob.core.errors import ImageCorrupt, ImageMissing, ScratchFull
 from vmjob.core.files import FULL, hash_file, sync
-from vmjob.core.model import Fetch, ImageFile
+from vmjob.core.model import Fetcher, ImageFile
 from vmjob.core.opened import Opened, naming
 from vmjob.core.opened import hold as hold_open
 from vmjob.core.progress import Bar
@@ -127,7 +127,7 @@ class Blobs:
                     self._make_room(0)  # others came meanwhile
         return self.path(sha256)
 
-    def receive(self, file: ImageFile, fetch: Fetch, bar: Optional[Bar] = None) -> Path:
+    def receive(self, file: ImageFile, fetch: Fetcher, bar: Optional[Bar] = None) -> Path:
         """Bring a file in from elsewhere, unless it is here; its path. One process fetches, the others wait for it;
         where it was killed, the next fetches the rest.
 

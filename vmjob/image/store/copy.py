@@ -15,7 +15,7 @@ from typing import Any, Optional
 
 from vmjob.core.errors import ImageCorrupt, ImageOutOfReach, ScratchFull, VmjobError
 from vmjob.core.files import CHUNK, FULL, chunks, free_bytes, hash_file, reflink
-from vmjob.core.model import Fetch, ImageFile
+from vmjob.core.model import Fetcher, ImageFile
 from vmjob.core.opened import Opened, hold
 from vmjob.core.progress import Bar
 from vmjob.image.store.stamps import identity, unchanged
@@ -81,7 +81,7 @@ def made(make: Callable[[Path], None], path: Path, stack: contextlib.ExitStack) 
         raise
 
 
-def receive_file(file: ImageFile, fetch: Fetch, target: Path,
+def receive_file(file: ImageFile, fetch: Fetcher, target: Path,
                  bar: Optional[Bar] = None) -> tuple[int, ...]:
     """Write what ``fetch`` brings to ``target``, hashed on the way; the identity of the file that was written. Of a
     part that is there already, which a process left that was killed, only the rest is fetched. Wrong bytes are fetched
@@ -92,7 +92,7 @@ def receive_file(file: ImageFile, fetch: Fetch, target: Path,
     that was not reached, of which ``fetch`` has lines in ``unreached``, may have the right ones), ScratchFull, OSError
     where ``target`` cannot be written, or what ``fetch`` raises.
     """
-    for left in reversed(range(getattr(fetch, "tries", 2))):
+    for left in reversed(range(fetch.tries)):
         told = _Told(bar)
         try:
             begun = _begun(file, target, told)
@@ -115,14 +115,12 @@ def receive_file(file: ImageFile, fetch: Fetch, target: Path,
     raise AssertionError("the last try returns or raises")
 
 
-def _given_up(file: ImageFile, fetch: Fetch, wrong: ImageCorrupt) -> VmjobError:
-    unreached = getattr(fetch, "unreached", None)
-    lines = unreached(file) if unreached else []
+def _given_up(file: ImageFile, fetch: Fetcher, wrong: ImageCorrupt) -> VmjobError:
+    lines = fetch.unreached(file)
     if lines:
         return ImageOutOfReach("\n  ".join([f"{wrong.message}; and from others nothing came:", *lines]),
                                "later they may give it; who has other bytes must mend them")
-    named = getattr(fetch, "wrong", None)
-    places = ", ".join(named(file)) if named else ""
+    places = ", ".join(fetch.wrong(file))
     hint = "mend the bytes there (those of submitted jobs: vmjob rm ID --images, and submit again)"
     return ImageCorrupt(wrong.message, f"{places or 'the place that it is fetched from'}: {hint}")
 
@@ -166,7 +164,7 @@ def _check_room(file: ImageFile, target: Path, needed: int) -> None:
         raise ScratchFull(f"{target.parent}: no space for {file.path} ({file.size} bytes)", ROOM)
 
 
-def _received(file: ImageFile, fetch: Fetch, target: Path, begun: tuple[Any, int],
+def _received(file: ImageFile, fetch: Fetcher, target: Path, begun: tuple[Any, int],
               bar: Bar) -> tuple[tuple[str, int], tuple[int, ...]]:
     """Digest and size of what was written, and the identity of its file."""
     digest, size = begun

@@ -22,7 +22,7 @@ from typing import Optional
 from vmjob.core import config, locks
 from vmjob.core.errors import ImageCorrupt, ImageError, ImageMissing
 from vmjob.core.files import write_whole
-from vmjob.core.model import Fetch, Image, Manifest
+from vmjob.core.model import Fetcher, Image, Manifest
 from vmjob.core.opened import Opened, naming
 from vmjob.core.progress import Reporter
 from vmjob.image import formats
@@ -144,7 +144,7 @@ class Store:
             yield
 
     def open(self, manifest: Manifest, sources: Mapping[str, Path], reporter: Reporter,
-             fetch: Optional[Fetch] = None, spare: Optional[Path] = None, *, layered: bool = True,
+             fetch: Optional[Fetcher] = None, spare: Optional[Path] = None, *, layered: bool = True,
              keep: Optional[contextlib.ExitStack] = None) -> Image:
         """The image with verified files on this machine. What is not here yet is taken from ``sources`` (by role):
         as a hard link where that is safe, else copied while hashed; where this store is read-only, used in place.
@@ -181,7 +181,7 @@ class Store:
         return Image(manifest, {role: path(one) for role, one in opened.items()}, tuple(map(path, disk)))
 
     def warm(self, manifest: Manifest, sources: Mapping[str, Path], reporter: Reporter,
-             fetch: Optional[Fetch] = None) -> None:
+             fetch: Optional[Fetcher] = None) -> None:
         """Bring an image in ahead of jobs: what is not here is copied from ``sources`` (by role), else fetched. Nothing
         is used in place. Raises as ``open``, and OSError where this store cannot be written."""
         self._note = self.blobs.note = reporter.note

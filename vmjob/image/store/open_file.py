@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.core.errors import ImageCorrupt, ImageMissing, ImageOutOfReach, ScratchFull
-from vmjob.core.model import Fetch, ImageFile, Manifest
+from vmjob.core.model import Fetcher, ImageFile, Manifest
 from vmjob.core.opened import Opened, naming
 from vmjob.core.opened import hold as hold_open
 from vmjob.core.progress import Bar, Reporter
@@ -27,7 +27,7 @@ class Opening:
 
     blobs: Blobs
     shared: Optional[Shared]
-    fetch: Optional[Fetch]
+    fetch: Optional[Fetcher]
     spare: Optional[Path]
     note: Callable[[str], None]
     checked: Bar
@@ -71,7 +71,7 @@ class Opening:
             hash_expected(here.place, file.sha256, file.size, self.checked)
         return here
 
-    def _fetched(self, file: ImageFile, fetch: Fetch) -> Opened:
+    def _fetched(self, file: ImageFile, fetch: Fetcher) -> Opened:
         try:
             path = self.blobs.receive(file, fetch, self.coming)
         except (OSError, ScratchFull):  # nowhere to keep it: brought for this run alone

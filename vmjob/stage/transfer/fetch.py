@@ -17,7 +17,7 @@ from typing import Optional
 
 from vmjob.core import config
 from vmjob.core.errors import ImageCorrupt, ImageOutOfReach, Interrupted, VmjobError
-from vmjob.core.model import Fetch, ImageFile, Manifest
+from vmjob.core.model import Fetcher, ImageFile, Manifest
 from vmjob.core.units import format_duration, format_size
 from vmjob.stage.transfer.attempt import Try
 from vmjob.stage.transfer.condor_plugins import Plugins
@@ -38,8 +38,8 @@ class Changed(ImageCorrupt):
     """The only source that was left has another file now: what came of the old one is of no use, begin anew."""
 
 
-def fetcher(manifest: Manifest, *, carried: Optional[Fetch] = None, timeout: float, rate: Optional[int] = None,
-            note: Callable[[str], None] = lambda _: None, patience: Patience = PATIENCE) -> Optional[Fetch]:
+def fetcher(manifest: Manifest, *, carried: Optional[Fetcher] = None, timeout: float, rate: Optional[int] = None,
+            note: Callable[[str], None] = lambda _: None, patience: Patience = PATIENCE) -> Optional[Fetcher]:
     """What brings the files of an image, None where nothing can: it has no sources, and nothing is ``carried``.
 
     ``carried`` is the submit side's own way. ``timeout``: seconds for all files together, of which only the time
@@ -49,26 +49,28 @@ def fetcher(manifest: Manifest, *, carried: Optional[Fetch] = None, timeout: flo
     """
     if not manifest.sources and not carried:
         return None
-    return Fetcher(manifest, carried, timeout, rate, note, patience)
+    return SourceFetcher(manifest, carried, timeout, rate, note, patience)
 
 
-class Fetcher:
+class SourceFetcher(Fetcher):
     """See ``fetcher``."""
 
-    def __init__(self, manifest: Manifest, carried: Optional[Fetch], timeout: float, rate: Optional[int],
+    def __init__(self, manifest: Manifest, carried: Optional[Fetcher], timeout: float, rate: Optional[int],
                  note: Callable[[str], None], patience: Patience) -> None:
         self._manifest, self._carried, self._note, self._patience = manifest, carried, note, patience
         self._clock = Clock(timeout)
         self._throttle = Throttle(rate, self._clock)
         web, plugins = Web(patience, note), Plugins()
         self._places = [Place(source, web, patience, plugins) for source in manifest.sources]
-        # so many times a whole file may be asked for: each of the places may have other bytes, and the only one is
-        # asked twice, the second time past caches
-        self.tries = max(2, 1 + len(self._places) + bool(carried))
         self._speeds: Optional[Speeds] = None
         self._told: set[str] = set()
         self._gave: dict[str, list[Place]] = {}  # whole files, by digest
         self._last: dict[str, list[Try]] = {}
+
+    @property
+    def tries(self) -> int:
+        """Each of the places may have other bytes, and the only one is asked twice, the second time past caches."""
+        return max(2, 1 + len(self._places) + bool(self._carried))
 
     def __call__(self, file: ImageFile, start: int) -> Iterator[bytes]:
         if start == 0:

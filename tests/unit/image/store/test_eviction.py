@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.image.store.test_images import QUIET, _run_many, fork, image
+from tests.ways import Way
 from vmjob.core import config
 from vmjob.core.errors import ImageCorrupt, ImageMissing, ImageOutOfReach, Interrupted, JobError, ScratchFull
-from vmjob.core.model import ImageFile, Manifest
+from vmjob.core.model import Fetcher, ImageFile, Manifest
 from vmjob.core.progress import Reporter
 from vmjob.image.store import check, eviction, inventory, uses
 from vmjob.image.store.blobs import Blobs
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.unit
 MIB = 2**20
 
 
-class Elsewhere:
+class Elsewhere(Fetcher):
     """Images in folders by name; ``fetched`` tells the paths."""
 
     def __init__(self, *folders: Path) -> None:
@@ -362,6 +363,7 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Manif
     return tmp_path / "shared", one
 
 
+@Way
 def _nothing(file: ImageFile, start: int) -> Iterator[bytes]:
     raise AssertionError(f"{file.role} need not be fetched")
 
@@ -525,6 +527,7 @@ def test_the_limit_holds_when_many_come_at_once(place: Path, tmp_path: Path, mon
     made, fetch = images(tmp_path / "i", "slow", "quick")
     monkeypatch.setenv("VMJOB_CACHE_LIMIT", "1500KiB")
 
+    @Way
     def slow(file: ImageFile, start: int) -> Iterator[bytes]:
         if file.role == "kernel":  # another comes after room was made for this one
             Store(place, cache=True).open(made[1], {}, QUIET, fetch)

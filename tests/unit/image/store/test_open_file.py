@@ -15,17 +15,18 @@ from pathlib import Path
 import pytest
 
 from tests.unit.image.store.test_images import QUIET, Counting, _run_many, fork, image, sources
+from tests.ways import Way
 from vmjob.core import config, locks
 from vmjob.core.errors import ImageCorrupt, ImageOutOfReach, Interrupted, ScratchFull
 from vmjob.core.files import hash_file
-from vmjob.core.model import ImageFile, Manifest
+from vmjob.core.model import Fetcher, ImageFile, Manifest
 from vmjob.image.store import copy
 from vmjob.image.store.images import Store
 
 pytestmark = pytest.mark.unit
 
 
-class Elsewhere:
+class Elsewhere(Fetcher):
     """The files in a folder, in small pieces. ``log`` gets a line for each file fetched."""
 
     def __init__(self, folder: Path, log: Path) -> None:
@@ -132,6 +133,7 @@ def _broken_off(tmp_path: Path, one: Manifest, failure: Exception, size: int) ->
     """The first ``size`` bytes of the disk have come, then ``failure``; what is left of them."""
     data = (tmp_path / "i/disk").read_bytes()
 
+    @Way
     def fetch(file: ImageFile, start: int) -> Iterator[bytes]:
         yield data[:size]
         raise failure
@@ -183,6 +185,7 @@ def test_a_source_that_changes_meanwhile(tmp_path: Path) -> None:
     """It says so itself: what came before is of no use."""
     one, fetch, tries = image(tmp_path / "i"), Elsewhere(tmp_path / "i", tmp_path / "log"), []
 
+    @Way
     def changing(file: ImageFile, start: int) -> Iterator[bytes]:
         tries.append(start)
         yield from ([b"old bytes"] if len(tries) == 1 else fetch(file, start))
@@ -202,6 +205,7 @@ def test_zeros_become_holes(tmp_path: Path) -> None:
     data = bytes(2**20) + b"data" + bytes(3 * 2**20)
     file = ImageFile("disk", "disk", "raw", len(data), hashlib.sha256(data).hexdigest(), len(data))
 
+    @Way
     def fetch(file: ImageFile, start: int) -> Iterator[bytes]:
         for at in range(start, len(data), 2**16):
             yield data[at:at + 2**16]
@@ -215,6 +219,7 @@ def test_a_view_of_a_buffer_that_is_filled_anew(tmp_path: Path) -> None:
     data = b"".join(pieces)
     file = ImageFile("disk", "disk", "raw", len(data), hashlib.sha256(data).hexdigest(), len(data))
 
+    @Way
     def fetch(file: ImageFile, start: int) -> Iterator[bytes]:
         for piece in pieces:
             buffer[:] = piece
@@ -230,6 +235,7 @@ def test_killed_at_any_instant_nothing_is_lost_or_believed(tmp_path: Path) -> No
     data, chance = {file.sha256: (tmp_path / "i" / file.path).read_bytes() for file in one.files}, random.Random(5)
     slow = Elsewhere(tmp_path / "i", log)
 
+    @Way
     def fetch(file: ImageFile, start: int) -> Iterator[bytes]:
         for piece in slow(file, start):
             yield piece
@@ -258,6 +264,7 @@ def test_killed_while_fetching(tmp_path: Path) -> None:
     """The next one takes the lock and fetches the rest."""
     one, fetch = image(tmp_path / "i"), Elsewhere(tmp_path / "i", tmp_path / "log")
 
+    @Way
     def slow(file: ImageFile, start: int) -> Iterator[bytes]:
         for number, piece in enumerate(fetch(file, start)):
             yield piece
