@@ -122,7 +122,7 @@ def _template(target: Target, name: str) -> str:
     own = target.templates / f"{name}.sub" if target.templates else None
     if target.templates and not target.templates.is_dir():
         raise JobError(f"{target.templates}: no such folder (templates of the target {target.name})",
-                       "mend the path in targets.yaml")
+                       "fix the path in targets.yaml")
     if own and own.exists():
         try:
             return own.read_text(encoding="utf-8")

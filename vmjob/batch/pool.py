@@ -145,7 +145,7 @@ def _bindings() -> Any:
     """HTCondor's Python bindings. Raises VmjobError where they are not installed, or would end us at once."""
     named = os.environ.get("CONDOR_CONFIG", "ONLY_ENV")
     if named != "ONLY_ENV" and not Path(named).exists():
-        raise JobError(f"CONDOR_CONFIG={named}: there is no such file", "mend or unset this variable")
+        raise JobError(f"CONDOR_CONFIG={named}: there is no such file", "fix or unset this variable")
     import warnings
 
     try:

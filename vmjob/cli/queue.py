@@ -114,7 +114,7 @@ def _status_of(jobs: list[JobInfo], told: bool) -> int:
     held = [job for job in jobs if job.state is State.HELD]
     if held and told:
         report.say(f"{counted(len(held), 'job')} held, such as {held[0].id}: {held[0].reason}")
-        report.say(f"→ mend it, then vmjob release {held[0].id.cluster}; or give it up: vmjob rm {held[0].id.cluster}")
+        report.say(f"→ fix it, then vmjob release {held[0].id.cluster}; or give it up: vmjob rm {held[0].id.cluster}")
     return first_failure([JobHeld.status if job.state in (State.HELD, State.REMOVED) else job.status for job in jobs])
 
 

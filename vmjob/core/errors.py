@@ -13,7 +13,7 @@ The tree; the number is the exit status of the wrapper and of ``vmjob run``::
      │   ├─ TransferFailed          197  transient
      │   ├─ JobHeld                 198
      │   └─ JobsPending             199  transient
-     ├─ JobError            200–209      the user can mend it: job file, command line, inputs
+     ├─ JobError            200–209      the user can fix it: job file, command line, inputs
      │   ├─ InputMissing            201
      │   ├─ WalltimeTooShort        202  a glide-in would have no time for a job
      │   ├─ TokenRefused            203  a glide-in's token: expired, wrong, or of another pool
@@ -22,7 +22,7 @@ The tree; the number is the exit status of the wrapper and of ``vmjob run``::
      │   ├─ SitesUnreachable        206  transient: what tells of sites is down or slow
      │   ├─ SitesRefused            207  what it tells cannot be believed
      │   └─ NodeUnchanged           208  a change of this machine was not made
-     ├─ ImageError          210–219      the image maker can mend it
+     ├─ ImageError          210–219      the image maker can fix it
      │   ├─ ImageMissing            211
      │   ├─ ImageCorrupt            212  bytes are not what the digest says
      │   ├─ ImageRefused            213  bytes are right, but not safe to boot
@@ -42,7 +42,7 @@ The tree; the number is the exit status of the wrapper and of ``vmjob run``::
      │   ├─ PolicyBroken            227  transient: the site's policy cannot be read or trusted
      │   ├─ StageOutFailed          228  outputs could not be sent where they shall go: they are with the job
      │   └─ RecordSpoolFull         229  transient: the site's spool takes no usage record (site_errors.py)
-     ├─ HostError           230–239      the site admin can mend it; another node may do
+     ├─ HostError           230–239      the site admin can fix it; another node may do
      │   ├─ QemuMissing             231  transient
      │   ├─ KvmUnavailable          232  transient
      │   ├─ NodeFailed              230  transient: the node itself failed under the run (these: node_errors.py)

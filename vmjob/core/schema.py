@@ -183,5 +183,5 @@ def load_yaml(path: Path, name: str, error: type[VmjobError] = JobError, *, stri
         mark = getattr(broken, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(broken, "problem", None) or "not valid"
-        raise error(f"{path}{line}: YAML: {problem}", "mend the line; indentation is by spaces") from broken
+        raise error(f"{path}{line}: YAML: {problem}", "fix the line; indentation is by spaces") from broken
     return check(document, name, str(path), error)

@@ -1,5 +1,5 @@
 """What the VO's pool asks of its glide-ins, and which of them are in a target's queue. Nothing is remembered: it is
-asked anew each time."""
+asked again each time."""
 
 from __future__ import annotations
 

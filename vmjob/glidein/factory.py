@@ -136,7 +136,7 @@ class Factory:
         cycle = Cycle(now, Counts())
         try:
             demand, wrong = (None, None) if self._it.drain else self._asked()
-            batch = Condor(self._it.target)  # anew each time: a schedd that was restarted has another address
+            batch = Condor(self._it.target)  # again each time: a schedd that was restarted has another address
             there = fleet(batch, self._it.job.name)
             ended = self._collect(batch, there, demand, now)
             cycle = replace(cycle, counts=count(there, demand), demand=demand, ended=ended, trouble=wrong)
@@ -270,12 +270,12 @@ class Factory:
         past = self._book.read()
         failed = failed_tries(past, there, cycle.demand, cycle.time)
         gave_up = max((one.submitted for one in past if one.outcome == STOPPED), default=0.0)
-        mend = next((one for one in reversed(cycle.ended) if one.mendable and one.submitted > gave_up), None)
-        last = mend or (failed[-1] if failed else None)
-        if self._it.drain or last is None or not (mend or (cycle.ended and len(failed) >= self._it.limits.give_up)):
+        fix = next((one for one in reversed(cycle.ended) if one.fixable and one.submitted > gave_up), None)
+        last = fix or (failed[-1] if failed else None)
+        if self._it.drain or last is None or not (fix or (cycle.ended and len(failed) >= self._it.limits.give_up)):
             return cycle
-        why = "as waiting changes nothing" if mend else f"after {len(failed)} failed tries in a row"
-        lines = report([mend] if mend else failed, past)
+        why = "as waiting changes nothing" if fix else f"after {len(failed)} failed tries in a row"
+        lines = report([fix] if fix else failed, past)
         # by the target's clock
         newest = max(*(job.submitted or 0.0 for job in there), *(one.submitted for one in past), 0.0)
         self._book.add(Ended("", "", self._it.target.name, newest, cycle.time, STOPPED))

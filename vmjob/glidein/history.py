@@ -61,8 +61,8 @@ class Ended:
         return not self.kind and bool(self.jobs or self.busy_seconds or (self.seconds >= STEADY and not self.vain))
 
     @property
-    def mendable(self) -> bool:
-        """The user or the image's maker must mend it: each one will end like this, whatever its node is like."""
+    def fixable(self) -> bool:
+        """The user or the image's maker must fix it: each one will end like this, whatever its node is like."""
         return (self.kind in ("CondorMissing", "CondorTooOld")
                 or (self.kind == "TokenRefused" and self.stage in _IN_GUEST))
 

@@ -92,7 +92,7 @@ def follow_console(folder: Path, stdout: int = 1) -> None:
                 _write_all(stdout, data)
                 continue
             state = os.fstat(log.fileno())
-            if state.st_size < log.tell():  # the second try of a boot begins it anew
+            if state.st_size < log.tell():  # the second try of a boot begins it again
                 log.seek(0)
             elif not state.st_nlink or gone.poll(_STEP * 500):
                 return

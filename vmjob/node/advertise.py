@@ -1,4 +1,4 @@
-"""What this node says of its virtual machines: gathered anew each time, but for the test guest, which runs when
+"""What this node says of its virtual machines: gathered again each time, but for the test guest, which runs when
 something speaks for it (node.health). What is remembered is in ``node.json`` of the cache of whoever asks: the user of
 the startd."""
 

@@ -144,7 +144,7 @@ def _node_cache() -> Iterator[Check]:
     place = Path(named) if named.startswith("/") else NODE_CACHE
     if not place.is_dir():
         yield Check("node cache", WARNING, f"there is no {place}: jobs with a /var/tmp of their own bring the image "
-                    "anew each time", f"install -d -m 1777 {place}; jobs need VMJOB_NODE_CACHE={place}")
+                    "again each time", f"install -d -m 1777 {place}; jobs need VMJOB_NODE_CACHE={place}")
         return
     yield _open_folder("node cache", place, f"{place}, {format_size(shutil.disk_usage(place).free)} free")
 

@@ -60,11 +60,11 @@ def must_test(health: Health, failed: Sequence[Failed], key: str, now: float) ->
 def after_test(health: Health, failed: Sequence[Failed], key: str, now: float, *, no_kvm: str, broken: str,
                doubtful: bool = False) -> Health:
     """What is known after a test guest ran: ``no_kvm`` and ``broken`` as in Health."""
-    mended = bool(health.broken) and not broken
+    fixed = bool(health.broken) and not broken
     # what lies further ahead than we ever say is of a clock that was set back
     away = {user: one for user, one in health.away.items() if -FORGOTTEN < one.until - now <= LONGEST}
-    after = Health(key, now, no_kvm, doubtful, broken, heard=now, forgiven=now if mended else min(health.forgiven, now),
-                   away={} if mended else away)
+    after = Health(key, now, no_kvm, doubtful, broken, heard=now, forgiven=now if fixed else min(health.forgiven, now),
+                   away={} if fixed else away)
     return after if broken else replace(after, away=_blamed(after, failed, now))
 
 

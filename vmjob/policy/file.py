@@ -119,7 +119,7 @@ def owners(path: Path) -> set[int]:
 
 
 def load(path: Path) -> Policy:
-    """The policy in ``path``, with the lists of digests that it names. Read anew at each start, so that a digest that
+    """The policy in ``path``, with the lists of digests that it names. Read again at each start, so that a digest that
     was just denied counts. Raises PolicyBroken: nothing may start by a policy that cannot be read, or that somebody
     else could have written."""
     from vmjob.core.safepath import safe

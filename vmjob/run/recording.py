@@ -79,7 +79,7 @@ def _site() -> Optional[Site]:
         return load(path) if path else None
     except SiteBroken as broken:
         raise RecordSpoolFull(f"no job runs here unaccounted, and {broken.message}",
-                              broken.hint or "the site's admin mends it; another node may do") from broken
+                              broken.hint or "the site's admin fixes it; another node may do") from broken
 
 
 # ---------------------------------------------------------------- the record

@@ -32,7 +32,7 @@ def decision(result: Result, machine: str = "", avoid: str = "") -> dict[str, Va
     """What HTCondor shall do with the job. ``machine``: the name of this node; ``avoid``: the names of those that
     failed before it, with commas.
 
-    A passing failure runs again, elsewhere. What the site, the image or the job file must mend first is held. The
+    A passing failure runs again, elsewhere. What the site, the image or the job file must fix first is held. The
     guest's and the program's own failures, the walltime, and bugs of ours go back to the user. What the batch system
     stopped runs again by its own rules.
     """

@@ -245,7 +245,7 @@ def test_the_report_counts_by_kind_and_names_nodes_and_logs() -> None:
         "2 × BootFailed on n1, n2: why (logs: w.glideins/3.0)", "1 × KernelPanic: why"]
 
 
-@pytest.mark.parametrize("one, status, mendable", [
+@pytest.mark.parametrize("one, status, fixable", [
     (failed(1), 240, False),
     (failed(1, kind="TokenRefused", status=203, stage="collect"), 203, True),
     (failed(1, kind="TokenRefused", status=203, stage="stage"), 203, False),  # by the clock of its node
@@ -259,8 +259,8 @@ def test_the_report_counts_by_kind_and_names_nodes_and_logs() -> None:
     (failed(1, kind="Removed", status=190), 190, False),
     (failed(1, kind="NobodyKnowsThis", status=231), 250, False),
     (failed(1, kind="annotations", status=231), 250, False)])
-def test_an_error_of_the_same_kind(one: Ended, status: int, mendable: bool) -> None:
-    assert one.error("m", "h").status == status and one.mendable is mendable
+def test_an_error_of_the_same_kind(one: Ended, status: int, fixable: bool) -> None:
+    assert one.error("m", "h").status == status and one.fixable is fixable
 
 
 # ---------------------------------------------------------------- what became of one
@@ -322,7 +322,7 @@ def test_what_the_queue_says() -> None:
     held = ended_of(job(1, State.HELD, reason="over the site's memory"), "ce", NOW)
     assert (held.kind, held.status) == ("JobHeld", 198) and "over the site's memory" in held.message
     told = ended_of(job(1, State.HELD, failure="TokenRefused", status=203, reason="expired"), "ce", NOW)
-    assert (told.kind, told.status, told.message, told.mendable) == ("TokenRefused", 203, "expired", False)
+    assert (told.kind, told.status, told.message, told.fixable) == ("TokenRefused", 203, "expired", False)
     assert ended_of(job(1, State.REMOVED), "ce", NOW).kind == "Removed"
     assert ended_of(job(1, State.DONE, status=0), "ce", NOW).kind == ""
 

@@ -160,7 +160,7 @@ def _tests(paths: Sequence[Path]) -> dict[str, Mapping[str, Any]]:
         body = schema.load_yaml(path, "test")
         if not body["passed"]:
             raise JobError(f"{path}: the image {body['image']} failed its functionality test",
-                           "mend the image and test it again; nobody should vouch for this one")
+                           "fix the image and test it again; nobody should vouch for this one")
         found[str(body["digest"])] = body
     return found
 

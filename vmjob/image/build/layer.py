@@ -43,7 +43,7 @@ def opened(ref: str, store: Store, reporter: Reporter,
     Store.resolve and Store.open; ImageError where it has no disk."""
     found, paths = store.resolve(ref)
     if found.file("disk") is None:
-        raise ImageError(f"the image {found.name} has no disk", "layers are changes of a disk: build the image anew")
+        raise ImageError(f"the image {found.name} has no disk", "layers are changes of a disk: build the image again")
     paths = present(found, paths)
     home = home_of(found, paths, store.root)
     with tempfile.TemporaryDirectory(prefix="vmjob-") as spare, ExitStack() as keep, naming(), home.hold(found):

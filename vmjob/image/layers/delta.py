@@ -148,7 +148,7 @@ def read(path: Path, below: Sequence[str], below_size: int, virtual_size: int) -
         header = _header(path, file)
         if header["below"] != list(below):
             raise ImageRefused(f"{path}: this layer belongs on {_shown(header['below'])}, but the manifest puts it on "
-                               f"{_shown(below)}", "make it anew from this base: vmjob image layer")
+                               f"{_shown(below)}", "make it again from this base: vmjob image layer")
         if header["virtual_size"] != virtual_size:
             raise ImageRefused(f"{path}: the manifest says a disk of {virtual_size} bytes, the layer "
                                f"{header['virtual_size']}", _AGAIN)

@@ -117,7 +117,7 @@ class Blobs:
         Raises ImageCorrupt naming ``source``, ImageMissing, ScratchFull, or OSError (read-only folder).
         """
         with self.hold([sha256]):
-            with contextlib.suppress(ImageCorrupt):  # a good source mends a spoilt blob
+            with contextlib.suppress(ImageCorrupt):  # a good source fixes a spoilt blob
                 if self.check(sha256, size, bar):
                     return self.path(sha256)
             with self._writing(sha256):
@@ -150,7 +150,7 @@ class Blobs:
 
     def derive(self, key: str, make: Callable[[Path], None], spare: Optional[Path], size: int = 0) -> Path:
         """The file that ``make`` makes at the path it is given, from verified files alone; ``key`` is a hexadecimal
-        digest of all that it is made from. One process makes it, the others wait; it is made anew after a boot of the
+        digest of all that it is made from. One process makes it, the others wait; it is made again after a boot of the
         host, as no digest says what its bytes should be. ``size``: about how many bytes it will have.
 
         Where this folder is read-only or full, it is made in ``spare``, a folder of this run alone; without one that

@@ -74,7 +74,7 @@ def places(manifest: Manifest, paths: Mapping[str, Path], blobs: Blobs) -> tuple
 
 def _key(files: Sequence[ImageFile]) -> str:
     """Of all that decides what is made: bytes, and how a manifest, perhaps a stranger's, says they are to be read. And
-    of this boot of this node: in a cache that nodes share, none makes anew what another's QEMU has open."""
+    of this boot of this node: in a cache that nodes share, none makes again what another's QEMU has open."""
     text = json.dumps(["qcow2 of layers, 2", config.boot_id(),
                        [(file.sha256, file.format, file.virtual_size) for file in files]])
     return hashlib.sha256(text.encode()).hexdigest()

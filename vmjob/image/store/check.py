@@ -44,7 +44,7 @@ def describe(blobs: Blobs, group: Group) -> dict[str, Any]:
 
 def verify(blobs: Blobs, reporter: Reporter, *, keep: bool = False) -> list[Poisoned]:
     """Hash every file, whatever is remembered of it. One that is wrong is removed, unless ``keep``: jobs then fetch it
-    anew. What was made here has no digest to compare with: it stays if nobody touched it since. Raises OSError."""
+    again. What was made here has no digest to compare with: it stays if nobody touched it since. Raises OSError."""
     blobs.note = reporter.note
     groups = survey(blobs)
     items = {item.name: item for group in groups if group.kind != "part" for item in group.items}

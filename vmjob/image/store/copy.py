@@ -119,9 +119,9 @@ def _given_up(file: ImageFile, fetch: Fetcher, wrong: ImageCorrupt) -> VmjobErro
     lines = fetch.unreached(file)
     if lines:
         return ImageOutOfReach("\n  ".join([f"{wrong.message}; and from others nothing came:", *lines]),
-                               "later they may give it; who has other bytes must mend them")
+                               "later they may give it; who has other bytes must fix them")
     places = ", ".join(fetch.wrong(file))
-    hint = "mend the bytes there (those of submitted jobs: vmjob rm ID --images, and submit again)"
+    hint = "fix the bytes there (those of submitted jobs: vmjob rm ID --images, and submit again)"
     return ImageCorrupt(wrong.message, f"{places or 'the place that it is fetched from'}: {hint}")
 
 
@@ -198,7 +198,7 @@ class _Sink:
         self._size, self._since = 0, time.monotonic()
 
     def put(self, piece: bytes) -> None:
-        # kept until it is written: a view of a buffer that is filled anew would change under us
+        # kept until it is written: a view of a buffer that is filled again would change under us
         self._batch.append(piece if isinstance(piece, bytes) else bytes(piece))
         self._size += len(piece)
         if self._size >= _BATCH or time.monotonic() - self._since > _PATIENCE:

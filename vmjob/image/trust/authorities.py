@@ -120,7 +120,7 @@ def _not_revoked(one: x509.Certificate, ca_dir: Path, now: float, spare: Path) -
     reason = wrong.group(1).strip() if wrong else "openssl does not verify it"
     if "revoked" in reason:
         raise EndorsementRefused(f"the certificate of {one.subject} was revoked by {one.issuer}",
-                                 "do not trust what it signed; ask the endorser for a list signed anew")
+                                 "do not trust what it signed; ask the endorser for a list signed again")
     raise EndorsementRefused(f"whether {one.subject} was revoked cannot be told: {reason}",
                              f"renew the revocation lists in {ca_dir}: fetch-crl")
 

@@ -38,7 +38,7 @@ _SIGNATURES = {"1.2.840.113549.1.1.1", "1.2.840.113549.1.1.11", "1.2.840.113549.
 _WEAK = {"1.3.14.3.2.26": "SHA-1", "1.2.840.113549.2.5": "MD5", "1.2.840.113549.2.2": "MD2",
          "1.2.840.113549.1.1.5": "SHA-1", "1.2.840.113549.1.1.4": "MD5", "1.2.840.10045.4.1": "SHA-1",
          "1.3.36.3.2.1": "RIPEMD-160", "2.16.840.1.101.3.4.2.4": "SHA-224"}
-_ANEW = "ask the endorser to sign it anew: vmjob image sign, or openssl cms -sign -md sha256"
+_AGAIN = "ask the endorser to sign it again: vmjob image sign, or openssl cms -sign -md sha256"
 _FETCH = "fetch it again; if that does not help, ask the endorser"
 
 
@@ -71,7 +71,7 @@ def _signer(text: bytes, raw: bytes, ca_dir: Path, now: float, folder: Path) -> 
         raise _refusal(found.stderr.decode(errors="replace"), others, ca_dir)
     signers = x509.certificates_of_pem((folder / "signer.pem").read_bytes())
     if len(signers) != 1:
-        raise EndorsementRefused(f"the message has {len(signers)} signers, not one", _ANEW)
+        raise EndorsementRefused(f"the message has {len(signers)} signers, not one", _AGAIN)
     signer = _certificate(signers[0])
     authorities.check(signer, others, ca_dir, now, folder)
     authorities.anchored(signer, others, ca_dir, folder)
@@ -197,15 +197,15 @@ def _inspect(raw: bytes, folder: Path) -> list[x509.Certificate]:
     except ValueError as broken:
         raise EndorsementRefused(f"the message's signature cannot be read: {broken}", _FETCH) from broken
     if found.has_content:
-        raise EndorsementRefused("the message has a second text inside its signature", _ANEW)
+        raise EndorsementRefused("the message has a second text inside its signature", _AGAIN)
     if len(found.algorithms) != 1:
-        raise EndorsementRefused(f"the message has {len(found.algorithms)} signers, not one", _ANEW)
+        raise EndorsementRefused(f"the message has {len(found.algorithms)} signers, not one", _AGAIN)
     for number in found.algorithms[0]:
         if number in _WEAK:
-            raise EndorsementRefused(f"the message is signed with {_WEAK[number]}, which anybody can forge", _ANEW)
+            raise EndorsementRefused(f"the message is signed with {_WEAK[number]}, which anybody can forge", _AGAIN)
     digest, signing = found.algorithms[0]
     if digest not in _DIGESTS or signing not in _SIGNATURES:
-        raise EndorsementRefused(f"the message is signed with algorithms unknown here ({digest}, {signing})", _ANEW)
+        raise EndorsementRefused(f"the message is signed with algorithms unknown here ({digest}, {signing})", _AGAIN)
     if len(found.certificates) > authorities.MOST:
         raise EndorsementRefused(f"the message has {len(found.certificates)} certificates, and no chain has so many",
                                  f"a signer sends her own and the authorities above it: {authorities.MOST} at most")

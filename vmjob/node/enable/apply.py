@@ -164,7 +164,7 @@ def _read_map(path: Path) -> str:
 
 
 def apply(tree: Tree, wanted: Plan, again: Callable[[], Plan]) -> list[str]:
-    """Does what ``wanted`` says, or nothing where ``again``, the plan made anew under the lock, is another. Returns
+    """Does what ``wanted`` says, or nothing where ``again``, the plan made again under the lock, is another. Returns
     what could not be done and is left to the admin. Raises NodeUnchanged."""
     if not may(tree):
         raise NodeUnchanged("only root can change this node", "run it with sudo; --dry-run shows what it would do")
@@ -205,7 +205,7 @@ def hints(tree: Tree, wanted: Plan) -> list[str]:
 
         said += ["for Slurm, by hand:", *(f"  {line}" for line in lines(snippets.slurm(socket.gethostname())))]
     if any(change.path == plan.GROUP for change in wanted.files):
-        said.append("who is logged in, and daemons that run, see the group only anew: restart condor or slurmd")
+        said.append("who is logged in, and daemons that run, see the group only again: restart condor or slurmd")
     return said
 
 

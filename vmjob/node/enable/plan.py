@@ -118,7 +118,7 @@ def _members(state: State, group: str, users: Sequence[str]) -> tuple[Record, li
         line, made = groupfile.Entry(group, "x", str(gid), ()), True
     else:
         if not is_number(there.number):
-            raise NodeUnchanged(f"{GROUP}: the group {group} has the number {there.number!r}", "mend it first: vigr")
+            raise NodeUnchanged(f"{GROUP}: the group {group} has the number {there.number!r}", "fix it first: vigr")
         gid, line, made = int(there.number), there, was.made and was.gid == int(there.number)
     wanted = [who for who in users if state.users.get(who) != gid]  # whose own group it is, is in it
     new = groupfile.with_members(line, wanted)
@@ -140,7 +140,7 @@ def _entry(path: PurePosixPath, text: str, group: str) -> Optional[groupfile.Ent
     try:
         return groupfile.entry(text, group)
     except ValueError as odd:
-        raise NodeUnchanged(f"{path}: {odd}", "mend it first: vigr, grpck") from odd
+        raise NodeUnchanged(f"{path}: {odd}", "fix it first: vigr, grpck") from odd
 
 
 def _free(state: State, text: str) -> int:
@@ -168,7 +168,7 @@ def _written(state: State, group: str, notes: list[str]) -> list[Change]:
             notes.append(f"{path} was changed by hand since, and stays as it is")
         elif old != new:
             raise NodeUnchanged(f"{path} is there, and not from vmjob site enable-kvm",
-                                "move it away, then it is written anew")
+                                "move it away, then it is written again")
     return changes
 
 

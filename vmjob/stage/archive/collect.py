@@ -108,7 +108,7 @@ def _inside(folder: Path, name: str, key: str, top: Path, above: set[tuple[int, 
         try:
             state = child.stat()
         except OSError as refused:
-            raise InputMissing(f"{key}: {child}: {refused.strerror}", "remove the link or mend it") from refused
+            raise InputMissing(f"{key}: {child}: {refused.strerror}", "remove the link or fix it") from refused
         if stat.S_ISDIR(state.st_mode):
             here = (state.st_dev, state.st_ino)
             if here in above:

@@ -221,7 +221,7 @@ class _Unpacker:
             raise OutputRefused(f"{brief(member.name)} is a hard link to {brief(member.link)!r}, which is no output "
                                 "before it", _HINT)
         origin = self.top.joinpath(*parts)
-        if origin.is_symlink():  # at another depth it would lead elsewhere: judged anew
+        if origin.is_symlink():  # at another depth it would lead elsewhere: judged again
             self._symlink(member, os.fspath(origin.readlink()), name, path)
             return
         self._count(member, origin.stat().st_size)  # a copy of the outputs makes a file of each link

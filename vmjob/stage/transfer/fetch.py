@@ -35,7 +35,7 @@ _TELLING = 4 * 2**20  # bytes; fewer say more of the latency than of the speed
 
 
 class Changed(ImageCorrupt):
-    """The only source that was left has another file now: what came of the old one is of no use, begin anew."""
+    """The only source that was left has another file now: what came of the old one is of no use, begin again."""
 
 
 def fetcher(manifest: Manifest, *, carried: Optional[Fetcher] = None, timeout: float, rate: Optional[int] = None,

@@ -62,7 +62,7 @@ class Web:
                 proxy_certificate: bool = False, fresh: bool = False, wait: float = 0) -> requests.Response:
         """Ask, and follow where that leads; the answer's body is still to be read, and the caller closes it.
 
-        ``headers`` makes those for one address on the way; ``data`` makes the body anew for each. ``trusted``: the user
+        ``headers`` makes those for one address on the way; ``data`` makes the body for each. ``trusted``: the user
         named the address, it may have a token at once. ``proxy_certificate``: show the user's X.509 proxy to those who
         ask for it and may see it (credentials.py).
         ``fresh``: past caches. ``wait``: seconds for an answer to begin, instead of a stall's. Raises Failed, also for

@@ -32,7 +32,7 @@ from vmjob.stage.transfer.patience import Patience
 _PREFIX = "vmjob-stage-"
 _SPARE = 2**20  # bytes that a program may write besides the file, such as what it says
 _POLL = 0.2  # seconds
-# what no second try mends, in the words of web servers, and of XRootD, gfal and the system
+# what no second try fixes, in the words of web servers, and of XRootD, gfal and the system
 _FINAL = re.compile(r"""\b(HTTP(/[0-9.]+)?|error|code|status|response)[\s:=(]{1,3}(400|401|403|404|410)\b
     |(?<![\w.:/-])(404\ not\ found|403\ forbidden|410\ gone)\b |\bno\ such\ (file|bucket|key|object)
     |\b(file|object)\ not\ found |[\[(]30(00|02|06|10|11|13|16|18|30)[\])] |permission\ denied |access\ denied
@@ -234,7 +234,7 @@ def plugin_transfer(plugins: Plugins, url: str, env: Mapping[str, str], start: i
 
 
 def is_final(said: str) -> bool:
-    """Whether a program's words tell of what no second try mends: a file that is not there, not one for us."""
+    """Whether a program's words tell of what no second try fixes: a file that is not there, not one for us."""
     return bool(_FINAL.search(said))
 
 
