@@ -28,10 +28,10 @@ print(time.perf_counter() - start)
 _FOLLOW = """\
 import sys, time
 from pathlib import Path
-from vmjob.image import subscriptions, trust
+from vmjob.image.trust import subscriptions, verify
 work = Path(sys.argv[1])
 message = (work / "list").read_bytes()
-signed = trust.verify_list(message, work / "ca", time.time())
+signed = verify.verify_list(message, work / "ca", time.time())
 subscriptions.follow(work / "lists", "https://example.org/images.list", signed, message, time.time())
 """
 _POLICY = """\

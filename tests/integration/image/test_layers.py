@@ -279,7 +279,7 @@ def test_micro_has_no_disk(cli: Cli) -> None:
 OPEN = """
 import sys
 from pathlib import Path
-from vmjob.image import apply
+from vmjob.image.layers import apply
 from vmjob.image.store.images import Store
 from vmjob.core.progress import Reporter
 root, name, spare, stop = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]

@@ -198,7 +198,7 @@ def test_pauses_end(cli: Cli, numbers: str) -> None:
 SWALLOW = """
 import os, signal, sys
 os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGTERM))
-from vmjob import process
+from vmjob.core import process
 from vmjob.core.errors import Interrupted
 from vmjob.core.interrupt import PATIENCE, Signals
 try:

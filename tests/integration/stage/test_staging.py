@@ -249,7 +249,7 @@ def test_from_within_the_pyz_over_https(folder: Path, tmp_path: Path) -> None:
     shutil.copy(carried_pyz(), tmp_path / "vmjob.pyz")
     code = """import hashlib, os, sys
 from vmjob.core.model import Boot, ImageFile, Manifest
-from vmjob.stage import web
+from vmjob.stage.transfer import http as web
 from vmjob.stage.transfer.fetch import fetcher
 import certifi
 assert ".pyz" in web.__file__ and ".pyz" in certifi.__file__

@@ -212,7 +212,7 @@ def test_killed_with_minus_nine_nothing_stays(spec: VmSpec, qemu: QemuInfo, tmp_
     script = f"""
 import sys, time
 from pathlib import Path
-from vmjob.model import *
+from vmjob.core.model import *
 from vmjob.vm import net
 from vmjob.vm.machine import Machine
 folder = Path({str(tmp_path)!r})
