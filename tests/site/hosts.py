@@ -7,7 +7,7 @@ import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -180,3 +180,21 @@ def send(host: Host, program: str, number: signal.Signals) -> int:
                 continue
             count += 1
     return count
+
+
+def of_jobs(every: Iterable[Process], word: str, marks: set[str]) -> list[Process]:
+    """Those of jobs that have ``word`` in their environment; and programs which have little of that, by what HTCondor
+    itself knows a job's processes by: ``marks``, which are added to."""
+    known = {process: set(_environment(process.pid).split("\0")) for process in every}
+    ours = {process for process, words in known.items() if word in "\0".join(words)}
+    daemons = set().union(*(words for process, words in known.items() if process.program.startswith("condor_")))
+    for process in ours:
+        marks.update(mark for mark in known[process] - daemons if mark.startswith("_CONDOR_ANCESTOR_"))
+    return [process for process, words in known.items() if process in ours or words & marks]
+
+
+def _environment(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""

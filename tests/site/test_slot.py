@@ -9,6 +9,7 @@ import shutil
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Cli
+from tests.site.hosts import of_jobs
 from tests.site.layout import HOSTS, NODE_CACHE
 from tests.site.pool import Pool
 from tests.site.site import Site
@@ -97,13 +99,10 @@ queue parameters from (
     def processes(self, node: str) -> dict[str, str]:
         """Programs and states of what our jobs run on a node."""
         found = {}
-        for process in self.pool.site.processes(node):
-            try:
-                if self.cache.encode() in Path(f"/proc/{process.pid}/environ").read_bytes():
-                    state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-                    found[process.program] = state
-            except OSError:
-                continue
+        for process in of_jobs(self.pool.site.processes(node), self.cache, set()):
+            with suppress(OSError):
+                state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+                found[process.program] = state
         return found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tests.site import jobs
-from tests.site.hosts import Process
+from tests.site.hosts import Process, of_jobs
 from tests.site.layout import EXECUTE, NODES, USERS
 from tests.site.site import Site
 
@@ -63,12 +63,7 @@ class Run:
     def processes(self, site: Site) -> list[Process]:
         """What of this start still runs on its node: by the job's environment, and where a program has little of that
         by what HTCondor itself knows a job's processes by."""
-        every = {p: set(_environment(p.pid).split("\0")) for p in site.processes(self.node)}
-        ours = {p for p, known in every.items() if self.inside in "\0".join(known)}
-        daemons = set().union(*(known for p, known in every.items() if p.program.startswith("condor_")))
-        for p in ours:
-            self.marks.update(word for word in every[p] - daemons if word.startswith("_CONDOR_ANCESTOR_"))
-        return [p for p, known in every.items() if p in ours or known & self.marks]
+        return of_jobs(site.processes(self.node), self.inside, self.marks)
 
     def starter(self, site: Site) -> int:
         """The process number of its condor_starter."""
@@ -88,13 +83,6 @@ class Run:
                  "shell"]
         done = site.exec(self.node, user, words, input="touch go\n", timeout=120)
         assert done.returncode == 0 or "has ended" in done.stderr, done.stderr  # perhaps before the shell
-
-
-def _environment(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
 
 
 class Witness:

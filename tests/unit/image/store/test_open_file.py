@@ -318,7 +318,7 @@ def test_a_part_that_is_a_link_to_the_users_own_file_is_not_written(tmp_path: Pa
 def test_a_fetcher_that_is_suspended_is_told_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while the image comes for this run alone."""
     one, fetch, notes = image(tmp_path / "i"), Elsewhere(tmp_path / "i", tmp_path / "log"), []
-    monkeypatch.setattr(config, "stage_timeout", lambda: 0.05)
+    monkeypatch.setattr(config, "stage_timeout", lambda: 0.5)
     monkeypatch.setattr(locks, "_SOON", 0.01)
     monkeypatch.setattr(QUIET, "note", notes.append)
     (tmp_path / "run").mkdir()
