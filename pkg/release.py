@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).resolve().parent
+_VERSION = "vmjob/core/version.py"
 
 
 class DistError(Exception):
@@ -40,7 +41,8 @@ def version_of(pyz: Path) -> str:
     """``__version__`` of the vmjob in it. Raises DistError."""
     try:
         with zipfile.ZipFile(pyz) as archive:
-            tree = ast.parse(archive.read("vmjob/core/version.py"))
+            here = _VERSION if _VERSION in archive.namelist() else "vmjob/__init__.py"  # until 0.2.1
+            tree = ast.parse(archive.read(here))
     except (OSError, zipfile.BadZipFile, KeyError) as broken:
         raise DistError(f"{pyz}: {broken}; it must be a vmjob.pyz") from broken
     for node in tree.body:
@@ -49,7 +51,7 @@ def version_of(pyz: Path) -> str:
             if re.fullmatch(r"[0-9]+(\.[0-9]+)*", version):
                 return version
             raise DistError(f"the version {version} is none that Debian and RPM order alike; use numbers and dots")
-    raise DistError(f"{pyz}: no __version__ in vmjob/core/version.py")
+    raise DistError(f"{pyz}: no __version__ in {here}")
 
 
 def _epoch() -> int:
