@@ -60,11 +60,12 @@ def test_a_checkout_that_cannot_be_written(machine: Machine, unlucky: str) -> No
 
 def test_a_full_disk(machine: Machine) -> None:
     """There is no room for pip, then none for what pip installs, then there is room."""
-    machine.root.mounts.append(("tmpfs", "size=20m,mode=1777", "/mnt/small"))
+    machine.root.mounts.append(("tmpfs", "size=1g,mode=1777", "/mnt/small"))
     as_ada = "setpriv --reuid=ada --regid=ada --init-groups env HOME=/home/ada"
     try:
         done = machine.root.run("sh", "-c", f"""exec 2>&1
             cd /mnt/small && {as_ada} git clone -q /srv/vmjob.git vmjob && cd vmjob || exit
+            mount -o remount,size=$(($(du -sk /mnt/small | cut -f1) + 6000))k /mnt/small
             for size in 60m 2g more; do
                 {as_ada} .ci/setup demo
                 echo "status $?"
