@@ -181,6 +181,12 @@ def check(result: Any) -> None:
     fits(result, "result", "result.json")
 
 
+def heard() -> None:
+    """Whoever started the tests (nohup, a shell's &) may ignore these, and a shell cannot trap what is ignored."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_before_there_is_a_python(payload: Path, tmp_path: Path, shell: list[str], name: str) -> None:
@@ -189,7 +195,7 @@ def test_a_signal_before_there_is_a_python(payload: Path, tmp_path: Path, shell:
     os.mkfifo(tmp_path / "asked")
     slow.write_text(f"#!/bin/sh\necho >{tmp_path}/asked\nread line <{tmp_path}/asked\nexit 1\n")
     words = [shutil.which(shell[0]) or "", *shell[1:], str(payload / "vmjob-wrapper.sh")]
-    process = subprocess.Popen(words, cwd=tmp_path / "slot", env=env, stderr=subprocess.PIPE)
+    process = subprocess.Popen(words, cwd=tmp_path / "slot", env=env, stderr=subprocess.PIPE, preexec_fn=heard)
     (tmp_path / "asked").read_bytes()
     process.send_signal(signal.SIGUSR1)  # nothing is there to pause
     process.send_signal(signal.Signals[name])
