@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from vmjob import process
+from vmjob import opened, process
 from vmjob.fences import fence
 
 BACKED = ("qcow2", "vmdk")  # of the formats that are let in (manifests.DISK_FORMATS); vdi and vhdx QEMU opens without
@@ -34,8 +34,9 @@ def file_name(chain: Sequence[tuple[str, str]]) -> str:
 
 def qemu_img(*words: str, disks: Sequence[tuple[str, str]] = (), folder: Optional[Path] = None,
              timeout: Optional[float] = None, hint: str = "") -> subprocess.CompletedProcess[bytes]:
-    """Run qemu-img, which may open the ``disks`` (absolute paths, as for ``stacked``) and write in ``folder``. Raises
-    CommandMissing, CommandFailed."""
+    """Run qemu-img, which may open the ``disks`` (absolute paths or places of open files, as for ``stacked``) and write
+    in ``folder``. Raises CommandMissing, CommandFailed."""
     tool = process.require("qemu-img", "qemu-utils")
-    behind = fence(tool, [path for path, _ in disks], [str(folder)] if folder else [])
-    return process.run([tool, *words], timeout=timeout, hint=hint, fence=behind)
+    paths = [path for path, _ in disks]
+    behind = fence(tool, paths, [str(folder)] if folder else [])
+    return process.run([tool, *words], timeout=timeout, hint=hint, fence=behind, pass_fds=opened.numbers(*paths))

@@ -37,7 +37,12 @@ def fence(program: str, read: Iterable[str] = (), write: Iterable[str] = (), tcp
     return Fence(_PROGRAMS, (*_SETTINGS, *names, *read), (*_DEVICES, *write), tcp)
 
 
+def files_of(spec: VmSpec) -> list[str]:
+    """What it reads outside of the folder that it works in."""
+    return [path for path in (spec.kernel, spec.initrd, spec.input_disk, spec.firmware_code,
+                              *(path for path, _ in spec.chain)) if path]
+
+
 def of_machine(spec: VmSpec, folder: Path) -> Optional[Fence]:
     """For the QEMU of ``spec``, which works in ``folder``. TCP: its own NAT makes the guest's connections."""
-    files = (spec.kernel, spec.initrd, spec.input_disk, spec.firmware_code, *(path for path, _ in spec.chain))
-    return fence(spec.qemu, filter(None, files), (str(folder),), tcp=spec.netdev.startswith("user"))
+    return fence(spec.qemu, files_of(spec), (str(folder),), tcp=spec.netdev.startswith("user"))

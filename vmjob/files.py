@@ -151,7 +151,8 @@ def place(source: Path, target: Path) -> None:
                 return
             with suppress(OSError):
                 spare = target.with_name(f".{target.name}.link")
-                os.link(os.path.realpath(source), spare)
+                # the file that is open here, whatever lies at its name; with a folder, or links would not be followed
+                os.link(f"/proc/self/fd/{origin.fileno()}", spare, src_dir_fd=origin.fileno())
                 spare.replace(target)
                 return
             size = os.fstat(origin.fileno()).st_size
@@ -159,6 +160,27 @@ def place(source: Path, target: Path) -> None:
             copy_sparse(origin.fileno(), made, 0, 0, size)
         finally:
             os.close(made)
+
+
+def write_durably(target: Path, text: str) -> None:
+    """``text`` as the whole of a file, which others find as it was or as it is now, also after a power cut; its folder
+    is made. Raises OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(target)
+
+
+def sync_folder(folder: Path) -> None:
+    """The names in it survive a power cut. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_secret(path: Path, text: str) -> None:

@@ -116,8 +116,9 @@ Fetch = Callable[[ImageFile, int], Iterator[bytes]]
 
 @dataclass(frozen=True)
 class Image:
-    """An image that is on this machine: the manifest, and the verified local path of each file by role. ``chain``: its
-    disk as QEMU stacks it, the lowest first; one file where there are no layers, none where there is no disk."""
+    """An image that is on this machine: the manifest, and the verified local path of each file by role (of an open
+    file, where Store.open was to keep it so). ``chain``: its disk as QEMU stacks it, the lowest first; one file where
+    there are no layers, none where there is no disk."""
 
     manifest: Manifest
     paths: dict[str, Path]
@@ -242,7 +243,8 @@ class VmSpec:
     """Everything the QEMU command line depends on; see vm.cmdline. Socket paths are relative to
     QEMU's working folder (a private 0700 folder), so that their length never matters. ``chain``: the
     disks below ``overlay``, the lowest first, each a path and its format, told so that QEMU never
-    guesses; ``netdev`` and ``netdev_extra`` come from vm.net.network."""
+    guesses. The image's files are told as places of open ones (vmjob.opened), which ``vmjob plan`` shows by their
+    names; ``netdev`` and ``netdev_extra`` come from vm.net.network."""
 
     qemu: str
     accel: str

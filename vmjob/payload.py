@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional
@@ -12,6 +13,7 @@ from vmjob.files import hash_file
 from vmjob.glideins import Glidein
 from vmjob.manifests import manifest_from_dict, manifest_to_dict
 from vmjob.model import Accel, Boot, Input, Job, Network, Payload, Resources
+from vmjob.opened import hold
 
 NAME = "payload.json"
 INPUT = "input.tar"
@@ -56,10 +58,12 @@ def write_payload(folder: Path, payload: Payload) -> Path:
     return path
 
 
-def read_payload(folder: Path, verify: bool = True, fetchable: bool = False) -> Payload:
+def read_payload(folder: Path, verify: bool = True, fetchable: bool = False,
+                 keep: Optional[ExitStack] = None) -> Payload:
     """The payload in an unpacked folder. With ``verify`` the input archive is read and compared with its digest
     (the image's files are verified where they are used). ``fetchable``, or where the image has sources: its files
-    may be missing, and ``image_files`` then leaves them out.
+    may be missing, and ``image_files`` then leaves them out. Who runs it hands in ``keep``: until it ends the archive
+    stays open as it was verified, and its path leads to what is open (vmjob.opened).
 
     Raises JobError naming file and key, ImageMissing when a file of the image is not there."""
     from vmjob import schema
@@ -83,16 +87,18 @@ def read_payload(folder: Path, verify: bool = True, fetchable: bool = False) -> 
             files[file.role] = found
         elif not fetchable and not manifest.sources:
             raise ImageMissing(f"{places[0]}: the {file.role} of the image {manifest.name} is not there", _AGAIN)
-    archive = _input(folder, body["input"], path, verify) if "input" in body else None
+    archive = _input(folder, body["input"], path, verify, keep) if "input" in body else None
     return Payload(_job_from_dict(body["job"], path), manifest, files, archive, lists=_lists(folder, body, path))
 
 
-def _input(folder: Path, body: dict[str, Any], where: Path, verify: bool) -> Path:
+def _input(folder: Path, body: dict[str, Any], where: Path, verify: bool, keep: Optional[ExitStack]) -> Path:
     archive: Path = folder / body["name"]
     try:
-        size = archive.stat().st_size
-        if size == body["size"] and (not verify or hash_file(archive)[0] == body["sha256"]):
-            return archive
+        with ExitStack() as stack:
+            place = hold(archive, keep or stack).place
+            size = place.stat().st_size
+            if size == body["size"] and (not verify or hash_file(place)[0] == body["sha256"]):
+                return place if keep else archive
     except OSError as unreadable:
         raise JobError(f"{archive}: {unreadable.strerror}, and {where.name} names it: corrupted payload", _AGAIN) \
             from unreadable

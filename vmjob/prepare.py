@@ -7,7 +7,7 @@ import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
-from vmjob import compose
+from vmjob import compose, opened
 from vmjob.model import Boot, Image, Network, VmSpec
 from vmjob.outcome import Run
 from vmjob.vm.net import Link
@@ -29,7 +29,7 @@ def prepare(this: Run, image: Image, folder: Path, stack: ExitStack) -> tuple[Vm
     # absolute, as QEMU works in the run's folder
     paths = {role: path.absolute() for role, path in image.paths.items()}
     for file in manifest.files:
-        bootfiles.check(file, paths[file.role])
+        bootfiles.check(file, paths[file.role], Path(opened.named(str(paths[file.role]))))
     archive = this.payload.input_archive
     chain = tuple(path.absolute() for path in image.chain)
     files = compose.RunFiles(paths, str(archive.absolute()) if archive else "", chain=chain)

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn, Optional, Union
 
-from vmjob import interrupt, landlock
+from vmjob import interrupt, landlock, opened
 from vmjob.errors import CommandFailed, CommandMissing
 from vmjob.landlock import Fence
 from vmjob.machinetext import last_line
@@ -80,16 +80,17 @@ def _fenced(env: Optional[Mapping[str, str]], fence: Optional[Fence]) -> Optiona
 
 def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[Mapping[str, str]] = None,
         input: Optional[bytes] = None, timeout: Optional[float] = None, check: bool = True,
-        hint: str = "", fence: Optional[Fence] = None) -> subprocess.CompletedProcess[bytes]:
+        hint: str = "", pass_fds: Sequence[int] = (),
+        fence: Optional[Fence] = None) -> subprocess.CompletedProcess[bytes]:
     """Run a command to its end; stdout and stderr are captured as bytes. ``fence``: what it may open.
 
     Raises CommandMissing, or (with ``check``) CommandFailed with the end of its output; a command that
     outlives ``timeout`` seconds is killed and is a CommandFailed too.
     """
     words = [str(word) for word in argv]
-    log.debug("run: %s", shlex.join(words))
-    child = _start(words, hint, env, cwd=cwd, stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
-                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, fence=fence)
+    _note("run", words)
+    child = _start(words, hint, env, cwd=cwd, pass_fds=pass_fds, fence=fence, stdout=subprocess.PIPE,
+                   stderr=subprocess.PIPE, stdin=subprocess.DEVNULL if input is None else subprocess.PIPE)
     with child:
         try:
             done = subprocess.CompletedProcess(words, 0, *_heard(child, input, timeout))
@@ -101,11 +102,16 @@ def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[M
             raise
         done.returncode = child.returncode
     if check and done.returncode:
-        tail = (done.stderr or done.stdout).decode(errors="replace").strip()[-2000:]
+        tail = opened.named((done.stderr or done.stdout).decode(errors="replace").strip()[-2000:])
         last = last_line(tail, "it printed nothing")
         raise CommandFailed(f"{Path(words[0]).name} ended with status {done.returncode}: {last}", hint,
                             output=tail, returncode=done.returncode)
     return done
+
+
+def _note(what: str, words: list[str]) -> None:
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("%s: %s%s", what, shlex.join(words), opened.legend(" ".join(words)))
 
 
 def _start(words: list[str], hint: str, env: Optional[Mapping[str, str]] = None, fence: Optional[Fence] = None,
@@ -152,7 +158,7 @@ def spawn(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional
     alone, who then stop it in order). ``fence``: what it may open. The caller ends and reaps it. Raises
     CommandMissing."""
     words = [str(word) for word in argv]
-    log.debug("start: %s", shlex.join(words))
+    _note("start", words)
     return _start(words, "see vmjob doctor for what this machine lacks", env, cwd=cwd, pass_fds=pass_fds,
                   stdin=subprocess.DEVNULL, stdout=stdout or subprocess.DEVNULL, stderr=stderr or subprocess.DEVNULL,
                   start_new_session=True, fence=fence)

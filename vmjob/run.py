@@ -106,7 +106,7 @@ def _walk(this: Run, store: Store, signals: Signals, stack: ExitStack, fetch: Op
     with this.stages.stage("verify"):
         stack.enter_context(store.hold(manifest))  # nobody makes room with what we boot from
         fetch = fetch_of(manifest, this.reporter, fetch, this.left(granted.walltime), this.fetched)
-        image = store.open(manifest, this.payload.image_files, this.reporter, fetch, folder)
+        image = store.open(manifest, this.payload.image_files, this.reporter, fetch, folder, keep=stack)
     if this.bytes_image:
         this.reporter.note(f"fetched {format_size(this.bytes_image)} of the image {manifest.name}")
     with runs.registered(manifest.digest, store.root):  # the node's admin hears of it, and of what is the node's fault

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -109,14 +109,15 @@ def _run(this: SlotRun, results: Path, announcer: Announcer, chirp: Optional[Chi
     from vmjob.slot.limits import detect
 
     try:
-        payload = read_payload(this.payload, fetchable=bool(this.image_at))
-        payload = replace(payload, job=with_parameters(payload.job, this.parameters, "--parameters"))
-        if payload.job.glidein:
-            payload = replace(payload, token=this.token or token.fetch(this.token_at, chirp))
-        slot = detect(os.environ, this.folder)
-        store = Store(config.cache_dir(), cache=True)
-        return run(payload, slot, store, results=results, reporter=announcer,
-                   fetch=_fetch(this.image_at, chirp) if this.image_at else None)
+        with ExitStack() as keep:
+            payload = read_payload(this.payload, fetchable=bool(this.image_at), keep=keep)
+            payload = replace(payload, job=with_parameters(payload.job, this.parameters, "--parameters"))
+            if payload.job.glidein:
+                payload = replace(payload, token=this.token or token.fetch(this.token_at, chirp))
+            slot = detect(os.environ, this.folder)
+            store = Store(config.cache_dir(), cache=True)
+            return run(payload, slot, store, results=results, reporter=announcer,
+                       fetch=_fetch(this.image_at, chirp) if this.image_at else None)
     except Exception as failure:
         return keep_result(failed(failure), results)
 

@@ -45,9 +45,10 @@ def test_plan_shows_everything_and_starts_nothing(cli: Cli) -> None:
 
 
 def test_plan_is_what_run_does(cli: Cli) -> None:
-    """The same command line, but for the descriptors that a plan cannot know."""
+    """The same command line, but that a run hands over what the plan names as files that are open."""
     shim = cli.cwd / "qemu"
-    shim.write_text(f"#!/bin/sh\nfor w; do printf '%s\\n' \"$w\"; done > {cli.cwd}/argv.new\n"
+    shim.write_text("#!/bin/sh\nfor w; do case $w in /proc/self/fd/*) readlink \"$w\";; "
+                    f"*) printf '%s\\n' \"$w\";; esac; done > {cli.cwd}/argv.new\n"
                     f"mv {cli.cwd}/argv.new {cli.cwd}/argv\nexec qemu-system-x86_64 \"$@\"\n")
     shim.chmod(0o755)
     words = ["--image", "micro", "--cpus", "2", "--network", "isolated", "--output", "x"]

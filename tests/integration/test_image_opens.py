@@ -1,4 +1,5 @@
-"""QEMU and its tools open the files that they are given and no other, whatever an image says: seen by strace."""
+"""QEMU and its tools open the files that they are given and no other, whatever an image says; and those of an image not
+by name, but as the open files that were verified: seen by strace."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ KINDS = {"qcow2": ("qcow2", []), "vmdk": ("vmdk", []), "stream": ("vmdk", ["-o",
 SYSTEM = re.compile(r"/(usr|lib|lib64|bin|sys|dev|etc/(ld\.so|localtime|libnl/)"
                     r"|proc/(self|thread-self|cpuinfo|meminfo|sys|filesystems|mounts)\b)")
 OPENED = re.compile(r'\b(?:open|openat|openat2|creat)\((?:AT_FDCWD|\d+)?(?:<[^>]*>)?,? ?"((?:[^"\\]|\\.)*)"')
-CONNECTED = re.compile(r"\bconnect\(\d+[^{]*\{sa_family=(\w+)")
+HANDED = re.compile(r'\b(?:open|openat)\(.*"(?:file:)?/proc/self/fd/\d+".* = \d+<([^>]*)>')
+CONNECTED = re.compile(r"\bconnect\(\d+(?:<[^>]*>)?, [^{]*\{sa_family=(\w+)")
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +48,7 @@ def traced(folder: Path, program: str) -> Path:
     log = folder / f"{program}.strace"
     script = folder / "bin" / program
     script.parent.mkdir(exist_ok=True)
-    script.write_text(f'#!/bin/sh\nexec strace -f -A -s 4096 -o {log} -e trace=open,openat,openat2,creat,connect '
+    script.write_text(f'#!/bin/sh\nexec strace -f -y -A -s 4096 -o {log} -e trace=open,openat,openat2,creat,connect '
                       f'{shutil.which(program)} "$@"\n')
     script.chmod(0o755)
     return log
@@ -57,6 +59,11 @@ def opened(log: Path) -> set[str]:
     text = log.read_text(errors="replace")
     assert set(CONNECTED.findall(text)) <= {"AF_UNIX"}, text
     return {name for name in OPENED.findall(text.replace('"file:', '"')) if not SYSTEM.match(name)}
+
+
+def handed(log: Path) -> set[str]:
+    """Files that it got open, and opened by that."""
+    return set(HANDED.findall(log.read_text(errors="replace")))
 
 
 def disk(folder: Path, kind: str) -> Path:
@@ -88,8 +95,49 @@ def test_a_run_opens_what_it_is_given(cli: Cli, kind: str) -> None:
                env=env)
     assert "BootFailed" in done.err, done.err  # nothing in it speaks to us
     (blob,) = [path for path in (cli.cwd / "store/blobs/sha256").iterdir() if path.stat().st_size > 10_000]
-    # the others are in its working folder
-    assert opened(qemu) <= {str(blob), "overlay.qcow2", "seed.iso", "."} and str(blob) in opened(qemu)
+    # by name only what is in its working folder
+    assert opened(qemu) <= {"overlay.qcow2", "seed.iso", "."} and "overlay.qcow2" in opened(qemu)
+    assert handed(qemu) == {str(blob)}
+
+
+def test_a_run_is_handed_kernel_and_initrd(cli: Cli) -> None:
+    qemu = traced(cli.cwd, "qemu-system-x86_64")
+    (cli.cwd / "input").write_text("of the job")
+    done = cli.micro("--input", "input", "--network", "none", "--accel", "tcg", "--", "true",
+                     env={"PATH": f"{cli.cwd}/bin:{os.environ['PATH']}"})
+    assert done.status == 0, done.err
+    stored = cli.home / "store/blobs/sha256"
+    assert not [name for name in opened(qemu) if not name.startswith(f"{cli.cwd}/scratch/vmjob-") and name != "."]
+    assert {str(Path(name).parent) for name in handed(qemu)} == {str(stored)} and len(handed(qemu)) == 2
+
+
+def test_a_layered_run_is_handed_the_chain(cli: Cli) -> None:
+    """The base and what is made of the layer; for that qemu-nbd gets the base."""
+    images.need({"qemu-nbd": "qemu-utils"})
+    nbd, qemu = traced(cli.cwd, "qemu-nbd"), traced(cli.cwd, "qemu-system-x86_64")
+    env = {"PATH": f"{cli.cwd}/bin:{os.environ['PATH']}", "VMJOB_HOME": str(cli.cwd / "store"),
+           "VMJOB_CACHE": str(cli.cwd / "cache"), "VMJOB_BOOT_TIMEOUT": "3s"}
+    base, new = disk(cli.cwd, "qcow2"), cli.cwd / "new.raw"
+    # what is copied within the disk is read out of the base
+    data = os.urandom(8 * 4096)
+    for path in (new, cli.cwd / "base.raw"):
+        subprocess.run(["qemu-img", "convert", "-O", "raw", base, path], check=True)
+        with path.open("r+b") as file:
+            file.seek(8 * MIB if path == new else 4 * MIB)
+            file.write(data)
+    for command in (("import", cli.cwd / "base.raw", "--name", "base"),
+                    ("layer", "base", "--from-disk", new, "--name", "top", "-o", cli.cwd / "out")):
+        done = cli("image", *command, env=env)
+        assert done.status == 0, done.err
+    assert {str(path) for path in (cli.cwd / "store/blobs/sha256").iterdir()} & handed(nbd)
+    assert str(new) in opened(nbd)  # the maker's own disk
+    nbd.unlink()
+    done = cli("run", "--image", "top", "--boot", "disk", "--network", "none", "--accel", "tcg", "--", "true", env=env)
+    assert "BootFailed" in done.err, done.err
+    assert not opened(nbd)
+    (made,) = cli.cwd.glob("*/derived/*")
+    assert opened(qemu) <= {"overlay.qcow2", "seed.iso", "."}
+    assert len(handed(nbd)) == 1 and handed(qemu) == {str(made), *handed(nbd)}
 
 
 # ---------------------------------------------------------------- a vmdk of two minds

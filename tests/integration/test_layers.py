@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -300,8 +301,14 @@ def opener(cli: Cli, name: str, stop: str = "") -> subprocess.Popen[str]:
 
 
 def servers() -> list[str]:
-    found = process.run(["ps", "-eww", "-o", "args"]).stdout.decode()
-    return [line for line in found.splitlines() if "qemu-nbd" in line]
+    """Of each qemu-nbd its command line and the files that it has open, which are the ones that it serves."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().decode(errors="replace") if entry.name.isdigit() else ""
+            if "qemu-nbd" in words:
+                found.append(" ".join([words, *(str(one.readlink()) for one in (entry / "fd").iterdir())]))
+    return found
 
 
 @pytest.fixture

@@ -55,6 +55,17 @@ def wrapper(slot: Path, **env: str) -> subprocess.CompletedProcess[str]:
                           env={**base, **env})
 
 
+def test_inputs_are_the_ones_that_were_verified(slot: Path) -> None:
+    """Others are put in their place before QEMU starts."""
+    qemu = slot.parent / "qemu"
+    qemu.write_text(f"#!/bin/sh\nrm -f {slot}/input.tar\nprintf 'no tar' > {slot}/input.tar\n"
+                    'exec qemu-system-x86_64 "$@"\n')
+    qemu.chmod(0o755)
+    done = wrapper(slot, VMJOB_QEMU=str(qemu))
+    expected(slot, done.returncode, done.stderr)
+    assert (slot / "input.tar").read_text() == "no tar"
+
+
 def test_wrapper_does_the_job(slot: Path) -> None:
     done = wrapper(slot)
     expected(slot, done.returncode, done.stderr)

@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Optional
 
@@ -20,6 +21,7 @@ from vmjob.image import compare, delta, nbd, qcow2
 from vmjob.image.delta import BLOCK, NEW, ZEROS, Runs
 from vmjob.image.nbd import MAX_READ
 from vmjob.model import ImageFile, Manifest
+from vmjob.opened import Opened
 from vmjob.progress import Bar
 
 pytestmark = pytest.mark.unit
@@ -317,7 +319,8 @@ def test_room_is_made_for_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(
         (4096, 4096, gib * 2**18, gib * 2**18, gib * 2**18, 9, 9, 9, 0, 255)))
     with pytest.raises(ScratchFull, match=r"no space for .*, which the layer l becomes"):
-        chain.chain(manifest, {"disk": tmp_path / "d", "layer1": tmp_path / "l"}, blobs, tmp_path)
+        paths = {"disk": tmp_path / "d", "layer1": tmp_path / "l"}
+        chain.chain(manifest, {role: Opened(path, path) for role, path in paths.items()}, blobs, tmp_path, ExitStack())
     assert len(room) == 1 and asked <= room[0] <= asked * 1.01
 
 

@@ -177,13 +177,19 @@ def test_read_only_store_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise PermissionError(30, "read-only")
 
+    def only_reading(path: Path, flags: int, *more: Any, **named: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            refuse()
+        return really(path, flags, *more, **named)
+
+    really = os.open
     store.add(one, tmp_path / "i")
     for stamp in (tmp_path / "s/verified").iterdir():
         stamp.unlink()
     with monkeypatch.context() as patch:
         for target in ("mkdir", "write_text", "replace", "touch"):
             patch.setattr(Path, target, refuse)
-        patch.setattr(os, "open", refuse)
+        patch.setattr(os, "open", only_reading)
         seen = Counting()
         assert store.open(one, {}, seen).paths["disk"].exists() and seen.read == one.size
         # and an empty one that cannot be filled uses the payload in place

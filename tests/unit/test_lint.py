@@ -23,7 +23,7 @@ LAYERS = [
      "chirp", "glideins", "result", "tokens", "pyz", "pyz_build", "version", "pool_errors", "blockdev", "endorsement",
      "policy", "verdict", "safepath", "sitead", "siteconfig", "site_errors", "matching", "sitememory", "classads",
      "landlock", "fences", "escapes", "ownnames", "requirements", "nodead", "nodekinds", "runs", "health",
-     "machinetext", "locks", "ownway", "usage",
+     "machinetext", "locks", "ownway", "opened", "usage",
      "interrupt", "node_errors", "pace", "spool", "ledger", ""},
     {"image", "stage", "slot", "vm", "guest", "batch", "node"},
     {"compose", "outcome", "resultfile", "guestwatch", "supervise", "prepare", "bundle", "run", "submit", "planning",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,18 @@ def test_corrupted_input(tmp_path: Path) -> None:
     (tmp_path / "input.tar").unlink()
     with pytest.raises(JobError, match=r"input\.tar"):
         read_payload(tmp_path)
+
+
+def test_the_archive_that_was_verified_is_the_one_that_is_used(tmp_path: Path) -> None:
+    payload = make(tmp_path)
+    assert payload.input_archive
+    right = payload.input_archive.read_bytes()
+    with ExitStack() as keep:
+        archive = read_payload(tmp_path, keep=keep).input_archive
+        (tmp_path / "input.tar").unlink()
+        (tmp_path / "input.tar").write_bytes(b"rat" * 1000)
+        assert archive and archive.read_bytes() == right
+    assert not archive.exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1}', "\udcff"])

@@ -27,14 +27,14 @@ def spec(name: str, accel: str, link: net.Link) -> VmSpec:
     boot, machine = MACHINES[name]
     made = VmSpec(
         qemu="/usr/bin/qemu-system-x86_64", accel=accel, machine=machine, cpus=2, memory=2 << 30, boot=boot,
-        name="vmjob-a job", overlay="overlay.qcow2", chain=(("/cache/disk.qcow2", "qcow2"),),
+        name="vmjob-a job", overlay="overlay.qcow2", chain=(("/proc/self/fd/10", "qcow2"),),
         input_disk="in.tar", output_disk="out.raw", netdev=link.netdev, netdev_extra=link.extra,
         cpu_model=cmdline.cpu_model(accel, VERSION))
     if boot is Boot.DISK:
         made = replace(made, seed_disk="seed.iso")
         uefi = {"firmware_code": "/usr/share/OVMF/OVMF_CODE_4M.fd", "firmware_vars": "vars.fd"}
         return replace(made, **uefi) if name.startswith("uefi") else made
-    return replace(made, kernel="/cache/vmlinuz", initrd="/cache/initrd.img",
+    return replace(made, kernel="/proc/self/fd/8", initrd="/proc/self/fd/9",
                    cmdline=cmdline.kernel_arguments(boot, accel, "root=/dev/vda1", 2596000))
 
 

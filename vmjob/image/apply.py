@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Optional
 
+from vmjob import opened
 from vmjob.errors import ScratchFull
 from vmjob.image import nbd, qcow2
 from vmjob.image.delta import BLOCK, NEW, ZEROS, Delta
@@ -36,8 +37,9 @@ def materialise(layer: Delta, below: Sequence[tuple[str, str]], target: Path, ba
     runs, sparse = layer.runs, _layout(layer)
     free = os.statvfs(target.parent)
     if free.f_bavail * free.f_frsize * 95 // 100 < sparse.total:  # told before it is written; others need room too
-        raise ScratchFull(f"{target.parent}: no space for {format_size(sparse.total)}, which the layer "
-                          f"{layer.path.name} becomes", "make room there, or set VMJOB_CACHE to a larger disk")
+        name = Path(opened.named(str(layer.path))).name
+        raise ScratchFull(f"{target.parent}: no space for {format_size(sparse.total)}, which the layer {name} becomes",
+                          "make room there, or set VMJOB_CACHE to a larger disk")
     out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, out)

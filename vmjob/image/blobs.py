@@ -23,11 +23,13 @@ from typing import Optional
 
 from vmjob import config, locks
 from vmjob.errors import ImageCorrupt, ImageMissing, ScratchFull
-from vmjob.files import FULL, hash_file
+from vmjob.files import FULL, hash_file, sync_folder
 from vmjob.image.stamps import Stamps, identity
-from vmjob.image.transfer import ROOM, STILL, copy_file, expect, hash_expected, receive_file
+from vmjob.image.transfer import ROOM, STILL, copy_file, expect, hash_expected, made, receive_file
 from vmjob.image.uses import Uses
 from vmjob.model import Fetch, ImageFile
+from vmjob.opened import Opened, naming
+from vmjob.opened import hold as hold_open
 from vmjob.progress import Bar
 
 log = logging.getLogger("vmjob.image")
@@ -74,21 +76,28 @@ class Blobs:
     def check(self, sha256: str, size: int, bar: Optional[Bar] = None) -> bool:
         """Whether the blob is here and its bytes are right, hashing them at most once per boot of the host.
         Raises ImageCorrupt."""
-        return self.check_at(self.path(sha256), sha256, size, self.stamps, bar)
+        with contextlib.ExitStack() as stack:
+            return self.open(sha256, size, stack, bar) is not None
 
-    def check_at(self, path: Path, sha256: str, size: int, stamps: Stamps, bar: Optional[Bar] = None) -> bool:
-        """As ``check``, for a file that may be elsewhere, with ``stamps`` of its own."""
-        if stamps.hold(sha256, path):
-            return True
-        if not path.exists():
-            return False
-        with self._lock(sha256):
-            if stamps.hold(sha256, path):
-                return True
-            if not path.exists():
-                return False
-            stamps.make(sha256, hash_expected(path, sha256, size, bar))
-            return True
+    def open(self, sha256: str, size: int, stack: contextlib.ExitStack, bar: Optional[Bar] = None) -> Optional[Opened]:
+        """As ``check``; the blob, open from before its bytes were verified until ``stack`` ends; None: it is not
+        here."""
+        return self.open_at(self.path(sha256), sha256, size, self.stamps, stack, bar)
+
+    def open_at(self, path: Path, sha256: str, size: int, stamps: Stamps, stack: contextlib.ExitStack,
+                bar: Optional[Bar] = None, *, follow: bool = True) -> Optional[Opened]:
+        """As ``open``, for a file that may be elsewhere, with ``stamps`` of its own. Without ``follow`` it may be no
+        link, which is an OSError."""
+        with contextlib.ExitStack() as mine, naming():
+            here = _open(path, mine, follow)
+            if here and not stamps.hold(sha256, here.place):
+                with self._lock(sha256):
+                    mine.close()
+                    here = _open(path, mine, follow)  # whoever had the lock may have put another there
+                    if here and not stamps.hold(sha256, here.place):
+                        stamps.make(sha256, hash_expected(here.place, sha256, size, bar))
+            stack.enter_context(mine.pop_all())
+            return here
 
     def weed(self, name: str, wrong: Callable[[], str], *, keep: bool) -> tuple[str, bool]:
         """What ``wrong`` says of a file, and whether it was removed for that (never with ``keep``). Nobody brings it in
@@ -99,15 +108,6 @@ class Blobs:
             if remove:
                 self._remove(name)
         return why, remove
-
-    def rehash(self, sha256: str, bar: Optional[Bar] = None) -> None:
-        """Within ``weed``: hash a blob whatever is remembered of it. Raises ImageCorrupt, FileNotFoundError."""
-        path = self.path(sha256)
-        try:
-            self.stamps.make(sha256, hash_expected(path, sha256, path.stat().st_size, bar))
-        except ImageCorrupt:
-            self.stamps.drop(sha256)
-            raise
 
     def take(self, source: Path, sha256: str, size: int, *, link: bool = False, durable: bool = True,
              bar: Optional[Bar] = None) -> Path:
@@ -156,24 +156,32 @@ class Blobs:
         Where this folder is read-only or full, it is made in ``spare``, a folder of this run alone; without one that
         raises OSError or ScratchFull. Raises what ``make`` raises.
         """
+        with contextlib.ExitStack() as stack:
+            return self.open_derived(key, make, spare, stack, size).name
+
+    def open_derived(self, key: str, make: Callable[[Path], None], spare: Optional[Path], stack: contextlib.ExitStack,
+                     size: int = 0) -> Opened:
+        """As ``derive``; the file is open until ``stack`` ends, from when it was made or found to be what was made."""
         name = DERIVED + key
-        path = self.path(name)
         try:
             with self.hold([name]):
-                if self.stamps.hold(name, path):
-                    return path
+                here = self._unchanged(name, stack)
+                if here:
+                    return here
                 with self._writing(name):
-                    if not self.stamps.hold(name, path):
+                    here = self._unchanged(name, stack)
+                    if not here:
                         self._make_room(size)
-                        _made(make, self.root / "tmp" / name)
+                        place = made(make, self.root / "tmp" / name, stack).place
                         self._bring_in(name)
                         self._make_room(0)
-            return path
+                        here = Opened(self.path(name), place)
+            return here
         except (OSError, ScratchFull) as refused:
             if spare is None:
                 raise
-            log.info("%s: not kept here: %s", path, refused)
-            return _made(make, spare / name)
+            log.info("%s: not kept here: %s", self.path(name), refused)
+            return made(make, spare / name, stack)
 
     def remove(self, name: str) -> None:
         """Remove a blob or a derived file, and what is remembered of it; who has it open keeps it until its end."""
@@ -181,6 +189,14 @@ class Blobs:
             self._remove(name)
 
     # -------------------------------------------------------------- details
+
+    def _unchanged(self, name: str, stack: contextlib.ExitStack) -> Optional[Opened]:
+        with contextlib.ExitStack() as mine:
+            here = _open(self.path(name), mine)
+            if here and self.stamps.hold(name, here.place):
+                stack.enter_context(mine.pop_all())
+                return here
+        return None
 
     def _remove(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
@@ -235,7 +251,7 @@ class Blobs:
         path.parent.mkdir(parents=True, exist_ok=True)
         (self.root / "tmp" / name).replace(path)
         if durable:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         now = identity(path)  # renamed: that moves ctime
         if seen and now[:4] != seen[:4]:
             raise ImageCorrupt(f"{path} changed while it was taken in", STILL)
@@ -274,20 +290,8 @@ class Blobs:
             os.close(lock)
 
 
-def _made(make: Callable[[Path], None], path: Path) -> Path:
-    path.unlink(missing_ok=True)
+def _open(path: Path, stack: contextlib.ExitStack, follow: bool = True) -> Optional[Opened]:
     try:
-        make(path)
-        path.chmod(0o444)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return hold_open(path, stack, follow=follow)
+    except (FileNotFoundError, NotADirectoryError):
+        return None

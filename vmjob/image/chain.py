@@ -12,12 +12,14 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from vmjob import config
 from vmjob.model import ImageFile, Manifest
+from vmjob.opened import Opened
 from vmjob.progress import Reporter
 
 if TYPE_CHECKING:
@@ -37,10 +39,10 @@ def nodes(manifest: Manifest, chain: Sequence[Path]) -> list[tuple[str, str]]:
     return [(str(path.absolute()), form) for path, form in zip(chain, formats(manifest))]
 
 
-def chain(manifest: Manifest, paths: Mapping[str, Path], blobs: Blobs, spare: Optional[Path],
-          reporter: Optional[Reporter] = None) -> tuple[Path, ...]:
-    """The files of the disk, lowest first; ``paths``: the verified files by role; ``spare``: a folder of this run
-    alone, for what ``blobs`` cannot keep (Blobs.derive), None where there is none.
+def chain(manifest: Manifest, opened: Mapping[str, Opened], blobs: Blobs, spare: Optional[Path],
+          stack: ExitStack, reporter: Optional[Reporter] = None) -> tuple[Opened, ...]:
+    """The files of the disk, lowest first, open until ``stack`` ends; ``opened``: the verified files by role;
+    ``spare``: a folder of this run alone, for what ``blobs`` cannot keep (Blobs.derive), None where there is none.
 
     Raises ImageRefused where a layer belongs on another disk, ImageCorrupt, ScratchFull, and CommandMissing or
     HostError where qemu-nbd is missing or fails.
@@ -49,16 +51,17 @@ def chain(manifest: Manifest, paths: Mapping[str, Path], blobs: Blobs, spare: Op
     if disk is None:
         return ()
     if not manifest.layers:  # nearly always; what follows takes longer to import
-        return (paths["disk"],)
-    stack, files, size = [paths["disk"]], [disk], disk.virtual_size
+        return (opened["disk"],)
+    disks, files, size = [opened["disk"]], [disk], disk.virtual_size
     for layer in manifest.layers:
         # what is below is told now: the lists will be longer when they are looked at again
-        below, digests = nodes(manifest, stack), tuple(file.sha256 for file in files)
+        below = nodes(manifest, [one.place for one in disks])
+        digests = tuple(file.sha256 for file in files)
         files.append(layer)
-        stack.append(_layer(layer, paths[layer.role], digests, size, below, _key(files), blobs, spare,
+        disks.append(_layer(layer, opened[layer.role].place, digests, size, below, _key(files), blobs, spare, stack,
                             reporter or Reporter()))
         size = layer.virtual_size
-    return tuple(stack)
+    return tuple(disks)
 
 
 def places(manifest: Manifest, paths: Mapping[str, Path], blobs: Blobs) -> tuple[Path, ...]:
@@ -78,17 +81,17 @@ def _key(files: Sequence[ImageFile]) -> str:
 
 
 def _layer(layer: ImageFile, path: Path, digests: Sequence[str], below_size: int, below: Sequence[tuple[str, str]],
-           key: str, blobs: Blobs, spare: Optional[Path], reporter: Reporter) -> Path:
+           key: str, blobs: Blobs, spare: Optional[Path], stack: ExitStack, reporter: Reporter) -> Opened:
     from vmjob.image.blobs import DERIVED
 
     make = partial(_make, path, digests, below_size, layer.virtual_size, below, reporter)
     if blobs.stamps.hold(DERIVED + key, blobs.path(DERIVED + key)):  # nearly always: the layer is not even read
-        return blobs.derive(key, make, spare)
+        return blobs.open_derived(key, make, spare, stack)
     from vmjob.image import apply, delta
 
     size = apply.becomes(delta.read(path, digests, below_size, layer.virtual_size))
     # nothing is evicted for what never fits
-    made = blobs.derive(key, make, spare, size if size < _disk_size(blobs.root) else 0)
+    made = blobs.open_derived(key, make, spare, stack, size if size < _disk_size(blobs.root) else 0)
     _clean(blobs)
     return made
 

@@ -17,6 +17,7 @@ from vmjob.image import apply, chain, compare, delta, formats, manifest, nbd, qc
 from vmjob.image.home import home_of, present
 from vmjob.image.store import Store
 from vmjob.model import Fetch, Image, ImageFile, Manifest
+from vmjob.opened import naming
 from vmjob.progress import Reporter
 
 MOST = 9  # layers on one disk
@@ -43,8 +44,8 @@ def opened(ref: str, store: Store, reporter: Reporter,
         raise ImageError(f"the image {found.name} has no disk", "layers are changes of a disk: build the image anew")
     paths = present(found, paths)
     home = home_of(found, paths, store.root)
-    with tempfile.TemporaryDirectory(prefix="vmjob-") as spare, home.hold(found):
-        yield home.open(found, paths, reporter, fetcher(found), Path(spare))
+    with tempfile.TemporaryDirectory(prefix="vmjob-") as spare, ExitStack() as keep, naming(), home.hold(found):
+        yield home.open(found, paths, reporter, fetcher(found), Path(spare), keep=keep)
 
 
 def check_name(image: Image, name: str) -> None:

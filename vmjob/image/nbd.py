@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, Optional
 
-from vmjob import blockdev, process
+from vmjob import blockdev, opened, process
 from vmjob.errors import HostError, ImageCorrupt
 from vmjob.fences import fence
 from vmjob.machinetext import last_line
@@ -128,10 +128,12 @@ class Reader:
 
 @contextlib.contextmanager
 def serve(chain: Sequence[tuple[str, str]], spare: Optional[Path] = None) -> Iterator[Reader]:
-    """Read the ``chain`` of disks (blockdev.stacked; absolute paths) until the end of the with block. ``spare``: a
-    folder for the socket's own. Main thread only. Raises CommandMissing, HostError, and as Reader."""
+    """Read the ``chain`` of disks (blockdev.stacked; absolute paths, or places of open files) until the end of the with
+    block. ``spare``: a folder for the socket's own. Main thread only. Raises CommandMissing, HostError, and as
+    Reader."""
     tool = process.require("qemu-nbd", "qemu-utils")
-    name = chain[-1][0]
+    paths = [path for path, _ in chain]
+    name = opened.named(paths[-1])
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmjob-nbd-", dir=spare)))  # 0700
         said = stack.enter_context((folder / "said").open("w+b"))
@@ -139,8 +141,9 @@ def serve(chain: Sequence[tuple[str, str]], spare: Optional[Path] = None) -> Ite
         place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, place)
         path = f"/proc/self/fd/{place}/nbd.sock"
-        child = process.spawn([tool, "--read-only", f"--socket={path}", blockdev.file_name(chain)], pass_fds=[place],
-                              stderr=said, fence=fence(tool, [path for path, _ in chain], [str(folder)]))
+        child = process.spawn([tool, "--read-only", f"--socket={path}", blockdev.file_name(chain)],
+                              pass_fds=[place, *opened.numbers(*paths)], stderr=said,
+                              fence=fence(tool, paths, [str(folder)]))
         stack.callback(_end, child)
         try:
             connection = stack.enter_context(_connected(path, child))
@@ -149,7 +152,7 @@ def serve(chain: Sequence[tuple[str, str]], spare: Optional[Path] = None) -> Ite
         except (HostError, OSError) as failed:  # it listens before it has opened the disk
             _end(child)
             said.seek(0)
-            last = last_line(said.read().decode(errors="replace"), str(failed))
+            last = opened.named(last_line(said.read().decode(errors="replace"), str(failed)))
             raise HostError(f"{name}: qemu-nbd cannot open it: {last}", _HINT) from failed
         stack.callback(reader.disconnect)
         yield reader

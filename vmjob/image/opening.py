@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.errors import ImageCorrupt, ImageMissing, ImageOutOfReach, ScratchFull
-from vmjob.files import hash_file
 from vmjob.image.blobs import Blobs
 from vmjob.image.shared import Shared
-from vmjob.image.transfer import expect, receive_file
+from vmjob.image.stamps import identity
+from vmjob.image.transfer import hash_expected, receive_file
 from vmjob.model import Fetch, ImageFile, Manifest
+from vmjob.opened import Opened, naming
+from vmjob.opened import hold as hold_open
 from vmjob.progress import Bar, Reporter
 
 
 @dataclass(frozen=True)
 class Opening:
-    """Of the files of one image. ``spare``: a folder of this run alone, for what ``blobs`` cannot keep. ``note`` gets
-    one line where the shared cache is not used. Two bars, for what is hashed here and for what is fetched."""
+    """Of the files of one image, which are open until ``stack`` ends. ``spare``: a folder of this run alone, for what
+    ``blobs`` cannot keep. ``note`` gets one line where the shared cache is not used. Two bars, for what is hashed here
+    and for what is fetched."""
 
     blobs: Blobs
     shared: Optional[Shared]
@@ -29,17 +32,20 @@ class Opening:
     note: Callable[[str], None]
     checked: Bar
     coming: Bar
+    stack: contextlib.ExitStack
 
-    def path(self, file: ImageFile, source: Optional[Path]) -> Path:
-        """Where it is, verified. Raises ImageCorrupt, ImageMissing, ScratchFull, or what ``fetch`` raises."""
+    def file(self, file: ImageFile, source: Optional[Path]) -> Opened:
+        """It, verified by the descriptor that it stays open by. Raises ImageCorrupt, ImageMissing, ScratchFull, or what
+        ``fetch`` raises."""
         blob = self.blobs.path(file.sha256)
         carried = source if source is not None and source != blob and source.exists() else None
-        shared = self.shared.find(file, self.note, self.checked) if self.shared else None
+        shared = self.shared.find(file, self.note, self.stack, self.checked) if self.shared else None
         if shared:
             return shared
         try:
-            if self.blobs.check(file.sha256, file.size, self.checked):
-                return blob
+            here = self._here(file)
+            if here:
+                return here
         except ImageCorrupt:
             if not carried and not self.fetch:
                 raise
@@ -49,22 +55,33 @@ class Opening:
             return self._fetched(file, self.fetch)
         raise missing(file, source if source != blob else None)
 
-    def _taken(self, file: ImageFile, source: Path) -> Path:
-        try:
-            return self.blobs.take(source, file.sha256, file.size, link=True, durable=False, bar=self.checked)
-        except (OSError, ScratchFull):  # nowhere to keep it: verified for this run alone
-            expect(source, hash_file(source, self.checked), file.sha256, file.size)
-            return source
+    def _here(self, file: ImageFile) -> Optional[Opened]:
+        return self.blobs.open(file.sha256, file.size, self.stack, self.checked)
 
-    def _fetched(self, file: ImageFile, fetch: Fetch) -> Path:
+    def _taken(self, file: ImageFile, source: Path) -> Opened:
         try:
-            return self.blobs.receive(file, fetch, self.coming)
+            path = self.blobs.take(source, file.sha256, file.size, link=True, durable=False, bar=self.checked)
+        except (OSError, ScratchFull):  # nowhere to keep it: verified for this run alone
+            return self._in_place(file, source)
+        return self._here(file) or self._in_place(file, path)
+
+    def _in_place(self, file: ImageFile, path: Path) -> Opened:
+        with naming():
+            here = hold_open(path, self.stack)
+            hash_expected(here.place, file.sha256, file.size, self.checked)
+        return here
+
+    def _fetched(self, file: ImageFile, fetch: Fetch) -> Opened:
+        try:
+            path = self.blobs.receive(file, fetch, self.coming)
         except (OSError, ScratchFull):  # nowhere to keep it: brought for this run alone
             if self.spare is None:
                 raise
-            target = self.spare / file.sha256
-            receive_file(file, fetch, target, self.coming)
-            return target
+            path = self.spare / file.sha256
+            written = receive_file(file, fetch, path, self.coming)
+            here = hold_open(path, self.stack)
+            return here if identity(here.place) == written else self._in_place(file, path)
+        return self._here(file) or self._in_place(file, path)
 
 
 def hold(stack: contextlib.ExitStack, blobs: Blobs, names: Iterable[str]) -> None:

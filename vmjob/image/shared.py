@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Optional
 
@@ -16,6 +17,7 @@ from vmjob.errors import ImageCorrupt
 from vmjob.image.blobs import Blobs
 from vmjob.image.stamps import Stamps
 from vmjob.model import ImageFile
+from vmjob.opened import Opened
 from vmjob.progress import Bar
 
 
@@ -28,18 +30,20 @@ class Shared:
         self._stamps = Stamps(own.root / "verified-shared")
         self._told: set[str] = set()
 
-    def find(self, file: ImageFile, note: Callable[[str], None], bar: Optional[Bar] = None) -> Optional[Path]:
-        """Where a file of an image is, verified; None where the shared cache has none, or none to be trusted: then
-        ``note`` is told once what is wrong."""
+    def find(self, file: ImageFile, note: Callable[[str], None], stack: ExitStack,
+             bar: Optional[Bar] = None) -> Optional[Opened]:
+        """A file of an image, verified and open until ``stack`` ends; None where the shared cache has none, or none to
+        be trusted: then ``note`` is told once what is wrong."""
         path = self.blobs.path(file.sha256)
         if not os.path.lexists(path):
             return None
         wrong = next(filter(None, map(distrusted, (self.blobs.root, path.parent.parent, path.parent, path))), "")
         if not wrong:
             try:
-                if self._own.check_at(path, file.sha256, file.size, self._stamps, bar):
-                    return path
-                return None  # it went meanwhile
+                here = self._own.open_at(path, file.sha256, file.size, self._stamps, stack, bar, follow=False)
+                wrong = flaw(path, here.place.stat()) if here else ""  # of the very file
+                if not wrong:
+                    return here  # or it went meanwhile
             except ImageCorrupt as corrupt:
                 wrong = corrupt.message
             except OSError as unreadable:
@@ -53,9 +57,13 @@ class Shared:
 def distrusted(path: Path) -> str:
     """Why a file or a folder is not to be trusted: somebody else can change it. Empty where nobody can."""
     try:
-        found = path.lstat()
+        return flaw(path, path.lstat())
     except OSError as missing:
         return f"{path}: {missing.strerror}"
+
+
+def flaw(path: Path, found: os.stat_result) -> str:
+    """The same, of what is ``found`` there."""
     if not (stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)):
         return f"{path} is neither a folder nor a file"
     if found.st_uid not in (0, os.getuid()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Union
 
 from vmjob import config
 
@@ -26,7 +27,7 @@ class Stamps:
             temporary.replace(target)
 
     def hold(self, name: str, path: Path) -> bool:
-        """Whether ``path`` is still the file that was verified."""
+        """Whether ``path`` is still the file that was verified. Only the path of an open one (opened) stays so."""
         try:
             words = (self.folder / name).read_text().split()
             now = identity(path)
@@ -43,9 +44,9 @@ class Stamps:
         (self.folder / name).unlink(missing_ok=True)
 
 
-def identity(path: Path) -> tuple[int, ...]:
-    """Device, inode, size, mtime, ctime and number of links."""
-    s = path.stat()
+def identity(path: Union[Path, int]) -> tuple[int, ...]:
+    """Device, inode, size, mtime, ctime and number of links, of a path or a descriptor."""
+    s = path.stat() if isinstance(path, Path) else os.fstat(path)
     return (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_nlink)
 
 

@@ -15,11 +15,13 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Optional
 
 from vmjob import config, locks
 from vmjob.errors import ImageCorrupt, ImageError, ImageMissing
+from vmjob.files import write_durably
 from vmjob.image import formats
 from vmjob.image import manifest as manifests
 from vmjob.image.blobs import DERIVED, Blobs
@@ -28,7 +30,8 @@ from vmjob.image.inventory import derived, is_store, known
 from vmjob.image.opening import LazyBar, Opening, hold, missing
 from vmjob.image.shared import Shared
 from vmjob.model import Fetch, Image, Manifest
-from vmjob.progress import Bar, Reporter
+from vmjob.opened import Opened, naming
+from vmjob.progress import Reporter
 
 log = logging.getLogger("vmjob.image")
 
@@ -56,7 +59,7 @@ class Store:
 
         Raises ImageCorrupt where a file is not what the manifest says, ImageMissing, ScratchFull.
         """
-        with self._lock(locks.SHARED), _bar(reporter, f"add {manifest.name}", manifest.size) as bar:
+        with self._lock(locks.SHARED), (reporter or Reporter()).bar(f"add {manifest.name}", manifest.size) as bar:
             for file in manifest.files:
                 source = (sources or {}).get(file.role, folder / file.path)
                 if file.role == "disk" and source.exists():
@@ -141,56 +144,66 @@ class Store:
             yield
 
     def open(self, manifest: Manifest, sources: Mapping[str, Path], reporter: Reporter,
-             fetch: Optional[Fetch] = None, spare: Optional[Path] = None, *, layered: bool = True) -> Image:
+             fetch: Optional[Fetch] = None, spare: Optional[Path] = None, *, layered: bool = True,
+             keep: Optional[contextlib.ExitStack] = None) -> Image:
         """The image with verified files on this machine. What is not here yet is taken from ``sources`` (by role):
         as a hard link where that is safe, else copied while hashed; where this store is read-only, used in place.
         What is not there either is brought by ``fetch``; where this store is read-only or full, into ``spare``, a
         folder of this run alone. Without ``layered`` the chain is the disk alone: layers are verified, not unpacked.
 
+        Who reads the files hands in ``keep``: until it ends they stay open as they were verified, and the image's paths
+        lead to what is open (vmjob.opened). Else the paths are names, where anything may lie in a moment.
+
         Each file is fetched once, and hashed once per boot of the host, whatever the number of jobs. So that none is
         evicted afterwards, call it within ``hold``. Raises ImageCorrupt naming the file and both digests, ImageMissing,
         ScratchFull, OSError (without ``spare``), or what ``fetch`` raises.
         """
-        paths = {}
+        opened: dict[str, Opened] = {}
         self._note = self.blobs.note = reporter.note
         with contextlib.ExitStack() as stack:
+            files = keep or stack.enter_context(contextlib.ExitStack())
+            stack.enter_context(naming())
             stack.enter_context(self.hold(manifest))
             here = Opening(self.blobs, self._shared, fetch, spare, reporter.note,
-                           LazyBar(stack, reporter, "verify", manifest), LazyBar(stack, reporter, "fetch", manifest))
+                           LazyBar(stack, reporter, "verify", manifest), LazyBar(stack, reporter, "fetch", manifest),
+                           files)
             self._remember_use(manifest)
             for file in manifest.files:
                 source = sources.get(file.role)
-                paths[file.role] = here.path(file, source)
+                one = opened[file.role] = here.file(file, source)
                 if file.role == "disk":
-                    formats.check_header(paths[file.role], file.format, file.virtual_size, source)
-            disk = tuple(path for role, path in paths.items() if role == "disk")
+                    formats.check_header(one.place, file.format, file.virtual_size, source or one.name)
+            disk = tuple(one for role, one in opened.items() if role == "disk")
             if layered:
-                disk = chain(manifest, paths, self.blobs, spare, reporter)
-            self._remember_derived(manifest, disk)
-        return Image(manifest, paths, disk)
+                disk = chain(manifest, opened, self.blobs, spare, files, reporter)
+            self._remember_derived(manifest, [one.name for one in disk])
+        path = attrgetter("place" if keep else "name")
+        return Image(manifest, {role: path(one) for role, one in opened.items()}, tuple(map(path, disk)))
 
     def warm(self, manifest: Manifest, sources: Mapping[str, Path], reporter: Reporter,
              fetch: Optional[Fetch] = None) -> None:
         """Bring an image in ahead of jobs: what is not here is copied from ``sources`` (by role), else fetched. Nothing
         is used in place. Raises as ``open``, and OSError where this store cannot be written."""
         self._note = self.blobs.note = reporter.note
-        paths: dict[str, Path] = {}
-        with self.hold(manifest), _bar(reporter, f"warm {manifest.name}", manifest.size) as bar:
+        opened: dict[str, Opened] = {}
+        with contextlib.ExitStack() as stack, naming(), self.hold(manifest), \
+                reporter.bar(f"warm {manifest.name}", manifest.size) as bar:
             self._write_manifest(manifest)
             for file in manifest.files:
                 source = sources.get(file.role)
                 if source is not None and source.exists():
-                    paths[file.role] = self.blobs.take(source, file.sha256, file.size, bar=bar)
+                    self.blobs.take(source, file.sha256, file.size, bar=bar)
                 elif fetch:
-                    paths[file.role] = self.blobs.receive(file, fetch, bar)
-                elif self.blobs.check(file.sha256, file.size, bar):
-                    paths[file.role] = self.blobs.path(file.sha256)
-                else:
+                    self.blobs.receive(file, fetch, bar)
+                here = self.blobs.open(file.sha256, file.size, stack, bar)
+                if here is None:
                     raise missing(file, source)
+                opened[file.role] = here
                 if file.role == "disk":
-                    formats.check_header(paths[file.role], file.format, file.virtual_size, source)
+                    formats.check_header(here.place, file.format, file.virtual_size, source or here.name)
             if self._cache:  # what is made from them is of no use to other users
-                self._remember_derived(manifest, chain(manifest, paths, self.blobs, None))
+                disk = chain(manifest, opened, self.blobs, None, stack)
+                self._remember_derived(manifest, [one.name for one in disk])
 
     def remove(self, ref: str) -> Manifest:
         """Remove an image, the names that mean it, and the blobs that no other image needs."""
@@ -273,14 +286,7 @@ class Store:
         return "see vmjob image list; make one with vmjob image micro, build or import"
 
     def _write(self, name: str, text: str) -> None:
-        target = self.root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        write_durably(self.root / name, text)
 
     @contextlib.contextmanager
     def _lock(self, how: int) -> Iterator[None]:
@@ -288,10 +294,6 @@ class Store:
         self.root.mkdir(parents=True, exist_ok=True)
         with locks.held(self.root / "lock", config.stage_timeout(), how, self._note, "adds or removes images"):
             yield
-
-
-def _bar(reporter: Optional[Reporter], name: str, total: int) -> Bar:
-    return (reporter or Reporter()).bar(name, total)
 
 
 def _hex(manifest: Manifest) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from vmjob.errors import ImageCorrupt, ImageOutOfReach, ScratchFull, VmjobError
 from vmjob.files import CHUNK, FULL, chunks, hash_file, reflink
 from vmjob.image.stamps import identity, unchanged
 from vmjob.model import Fetch, ImageFile
+from vmjob.opened import Opened, hold
 from vmjob.progress import Bar
 
 ROOM = "make room there, or set VMJOB_CACHE to a larger disk"
@@ -36,7 +38,8 @@ def expect(path: Path, found: tuple[str, int], sha256: str, size: int) -> None:
 
 
 def hash_expected(path: Path, sha256: str, size: int, bar: Optional[Bar] = None) -> tuple[int, ...]:
-    """The identity of the file whose bytes are right. Raises ImageCorrupt."""
+    """The identity of the file whose bytes are right; ``path`` should be that of an open one, or another may have the
+    name in the end. Raises ImageCorrupt."""
     for _ in range(2):
         before = identity(path)
         expect(path, hash_file(path, bar), sha256, size)
@@ -66,10 +69,23 @@ def copy_file(source: Path, target: Path, bar: Optional[Bar] = None, *, durable:
     return digest.hexdigest(), size
 
 
-def receive_file(file: ImageFile, fetch: Fetch, target: Path, bar: Optional[Bar] = None) -> None:
-    """Write what ``fetch`` brings to ``target``, hashed on the way. Of a part that is there already, which a process
-    left that was killed, only the rest is fetched. Wrong bytes are fetched again, from the beginning: once, or as often
-    as ``fetch`` has places to ask (its ``tries``, files asked for in all).
+def made(make: Callable[[Path], None], path: Path, stack: contextlib.ExitStack) -> Opened:
+    """What ``make`` writes to ``path``, open until ``stack`` ends; or nothing is there. Raises what it raises."""
+    path.unlink(missing_ok=True)
+    try:
+        make(path)
+        path.chmod(0o444)
+        return hold(path, stack)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def receive_file(file: ImageFile, fetch: Fetch, target: Path,
+                 bar: Optional[Bar] = None) -> tuple[int, ...]:
+    """Write what ``fetch`` brings to ``target``, hashed on the way; the identity of the file that was written. Of a
+    part that is there already, which a process left that was killed, only the rest is fetched. Wrong bytes are fetched
+    again, from the beginning: once, or as often as ``fetch`` has places to ask (its ``tries``, files asked for in all).
 
     After wrong bytes and on a full disk ``target`` is removed. Any other failure (a source that breaks, a deadline, a
     signal) leaves what has come, for the next. Raises ImageCorrupt after the last try (ImageOutOfReach where a place
@@ -81,10 +97,10 @@ def receive_file(file: ImageFile, fetch: Fetch, target: Path, bar: Optional[Bar]
         try:
             begun = _begun(file, target, told)
             _check_room(file, target, file.size - begun[1])
-            found = _received(file, fetch, target, begun, told)
+            found, written = _received(file, fetch, target, begun, told)
             if not left or found == (file.sha256, file.size):
                 expect(Path(file.path), found, file.sha256, file.size)
-                return
+                return written
         except ImageCorrupt as wrong:  # told by the source already, or found by us
             if not left:
                 target.unlink(missing_ok=True)
@@ -96,6 +112,7 @@ def receive_file(file: ImageFile, fetch: Fetch, target: Path, bar: Optional[Bar]
             raise ScratchFull(f"{target.parent}: no space for {file.path}", ROOM) from failure
         target.unlink(missing_ok=True)
         told.back()
+    raise AssertionError("the last try returns or raises")
 
 
 def _given_up(file: ImageFile, fetch: Fetch, wrong: ImageCorrupt) -> VmjobError:
@@ -150,7 +167,9 @@ def _check_room(file: ImageFile, target: Path, needed: int) -> None:
         raise ScratchFull(f"{target.parent}: no space for {file.path} ({file.size} bytes)", ROOM)
 
 
-def _received(file: ImageFile, fetch: Fetch, target: Path, begun: tuple[Any, int], bar: Bar) -> tuple[str, int]:
+def _received(file: ImageFile, fetch: Fetch, target: Path, begun: tuple[Any, int],
+              bar: Bar) -> tuple[tuple[str, int], tuple[int, ...]]:
+    """Digest and size of what was written, and the identity of its file."""
     digest, size = begun
     out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -163,9 +182,9 @@ def _received(file: ImageFile, fetch: Fetch, target: Path, begun: tuple[Any, int
                     if size > file.size:
                         break
         os.fchmod(out, 0o444)
+        return (digest.hexdigest(), size), identity(out)
     finally:
         os.close(out)
-    return digest.hexdigest(), size
 
 
 class _Sink:

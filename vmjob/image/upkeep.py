@@ -10,6 +10,7 @@ from typing import Any
 from vmjob.errors import ImageCorrupt
 from vmjob.image.blobs import DERIVED, Blobs
 from vmjob.image.inventory import Group, Item, survey
+from vmjob.image.transfer import hash_expected
 from vmjob.progress import Bar, Reporter
 
 
@@ -63,9 +64,10 @@ def _wrong(blobs: Blobs, item: Item, bar: Bar) -> str:
         bar.advance(item.length)
         return "" if blobs.stamps.hold(item.name, item.path) else "made before the host booted, or changed since"
     try:
-        blobs.rehash(item.name, bar)
+        blobs.stamps.make(item.name, hash_expected(item.path, item.name, item.path.stat().st_size, bar))
     except FileNotFoundError:  # evicted meanwhile
         return ""
     except ImageCorrupt as corrupt:
+        blobs.stamps.drop(item.name)
         return corrupt.message
     return ""

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
-from vmjob import fences
+from vmjob import fences, opened
 from vmjob.errors import QemuFailed, VmjobError
 from vmjob.model import Boot, VmSpec
 from vmjob.node_errors import under_guest
@@ -50,8 +50,9 @@ class Machine:
     def __init__(self, spec: VmSpec, folder: Path, link: Optional[Link] = None) -> None:
         self.spec, self.folder, self.link = spec, folder, link
         sockets = {name: f"{name}.sock" for name in (*SOCKETS, "attach")}
-        fds, fence = link.fds if link else (), fences.of_machine(spec, folder)
-        self.qemu = QemuProcess(command_line(spec), folder, sockets, fds, fence)
+        files = opened.numbers(*fences.files_of(spec))
+        self.qemu = QemuProcess(command_line(spec), folder, sockets, [*(link.fds if link else ()), *files],
+                                fences.of_machine(spec, folder))
         self.events: list[dict[str, Any]] = []
         self._qmp: Optional[QMPClient] = None
         self._gone: Optional[asyncio.Task[None]] = None

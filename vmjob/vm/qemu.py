@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Optional
 
-from vmjob import machinetext, process
+from vmjob import machinetext, opened, process
 from vmjob.landlock import Fence
 
 log = logging.getLogger("vmjob.machine")
@@ -109,7 +109,7 @@ class QemuProcess:
     def last_words(self, lines: int = 5) -> list[str]:
         with suppress(OSError), (self.folder / LOG).open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-            return machinetext.lines(file.read().decode(errors="replace").strip())[-lines:]
+            return machinetext.lines(opened.named(file.read().decode(errors="replace").strip()))[-lines:]
         return []
 
     async def ended(self) -> None:
