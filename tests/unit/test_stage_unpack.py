@@ -489,6 +489,29 @@ def test_collect_can_be_stopped_at_every_header(tmp_path: Path, stopped: str) ->
     assert headers == 5 and not list((tmp_path / "out").iterdir())
 
 
+def test_what_was_stopped_is_removed_however_long_that_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attack manynames: at the end of the walltime hundreds of thousands of files are removed, for longer than the
+    patience after which the timer speaks."""
+    (tmp_path / "out").mkdir()
+    path = disk(tmp_path, *(member(f"d{n}/f", data=b"x") for n in range(10)))
+    real, spoken = unpack.remove_tree, []
+
+    def slow(hidden: Path) -> None:
+        os.kill(os.getpid(), signal.SIGALRM)  # the timer's
+        spoken.append(len(list((hidden / "new").iterdir())))
+        real(hidden)
+
+    monkeypatch.setattr(unpack, "remove_tree", slow)
+    with Signals(PATIENCE) as signals, pytest.raises(WalltimeOver):
+        def check() -> None:
+            if len(list((tmp_path / "out").glob(".vmjob-unpack-*/new/*"))) == 5:
+                signals.until(time.monotonic())
+            interrupt.check()
+
+        unpack_outputs(path, tmp_path / "out", GIB, Reporter(), None, check)
+    assert spoken == [5] and not list((tmp_path / "out").iterdir())
+
+
 def test_collect_can_be_stopped_within_a_member(tmp_path: Path) -> None:
     path = disk(tmp_path, member("big", data=bytes(1000)), size=2**20)
     (tmp_path / "out").mkdir()
