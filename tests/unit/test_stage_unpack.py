@@ -346,7 +346,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_random_damage_never_gets_out(tmp_path: Path, seed: int) -> None:
-    """Flipped bytes with mended checksums: every outcome is a clean refusal or files in the folder."""
+    """Attack fuzz. Flipped bytes with mended checksums: every outcome is a clean refusal or files in the folder."""
     chance = random.Random(seed)
     whole = disk(tmp_path, member("a", data=b"a" * 700), member("d/l", tarfile.SYMTYPE, link="../a"),
                  pax_member({"GNU.sparse.map": "0,1", "GNU.sparse.size": "5"}, b"x"), member("n" * 150, data=b"n"),
@@ -443,7 +443,7 @@ def test_headers_together_are_bounded(tmp_path: Path, kind: bytes) -> None:
 
 
 def test_pax_records_are_bounded(tmp_path: Path) -> None:
-    """Each costs a microsecond: 150,000 fit into one header."""
+    """Attack slowtar. Each costs a microsecond: 150,000 fit into one header."""
     refused(disk(tmp_path, pax_member({f"a{n}": "b" for n in range(1001)}), form=tarfile.PAX_FORMAT), match="records")
     assert take(disk(tmp_path, pax_member({f"a{n}": "b" for n in range(900)}), form=tarfile.PAX_FORMAT)) == ("f",)
 
@@ -461,6 +461,7 @@ def test_empty_headers_and_sparse_maps_are_counted(tmp_path: Path, monkeypatch: 
 
 
 def test_names_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attack manynames."""
     refused(disk(tmp_path, member("x" * 5000)), match="4096 bytes")
     refused(disk(tmp_path, member("l", tarfile.SYMTYPE, link="x" * 5000)), match="4096 bytes")
     monkeypatch.setattr(unpack, "MAX_NAMES", 20 * 400)
