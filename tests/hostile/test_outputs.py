@@ -203,6 +203,20 @@ def test_send_hears_signals(hostile: Hostile) -> None:
     assert (hostile.results / "x").read_bytes() == b"precious" and result["outputs"] == ["x"]
 
 
+def test_a_console_that_never_ends(hostile: Hostile) -> None:
+    """32 MiB, one line of it without an end, with words for a terminal in it."""
+    done = hostile.run("""
+        def guest(machine):
+            machine.hello()
+            machine.console.sendall(b"\\x1b]0;evil\\x07" * 100 + b"x" * (16 << 20) + b"a line\\r\\n" * (2 << 20))
+            machine.done(3)
+        """)
+    assert done.status == 3, done.err
+    assert (hostile.results / "console.log").stat().st_size <= 4 << 20
+    assert (hostile.results / "result.json").stat().st_size < 100_000
+    assert not any(c in done.err for c in "\x1b\x07")
+
+
 # ---------------------------------------------------------------- QEMU's control socket
 
 SILENT = """
