@@ -75,13 +75,13 @@ exit 0
 # The agent's ports are open already; root takes the device away from the driver and gives it back, and has them all.
 PORTS = """
 for port in /dev/vport*p[123]; do
-    echo evil >$port && echo "opened $port"
     mknod /tmp/port c $(tr : ' ' </sys/class/virtio-ports/${port#/dev/}/dev)
-    echo evil >/tmp/port && echo "opened $port by another name"
+    for name in $port /tmp/port; do
+        if (: >$name); then echo opened >>x; else echo busy >>x; fi 2>/dev/null
+    done
     rm /tmp/port
 done
 device=$(ls /sys/bus/virtio/drivers/virtio_console | grep virtio)
-echo busy
 echo $device >/sys/bus/virtio/drivers/virtio_console/unbind
 echo $device >/sys/bus/virtio/drivers/virtio_console/bind
 until control=$(grep -lx org.vmjob.0 /sys/class/virtio-ports/*/name); do sleep 0.1; done
@@ -91,7 +91,7 @@ FORGE = PORTS + """
 for entry in /sys/block/*/serial; do
     [ "$(cat $entry)" != vmjob-out ] || { disk=${entry#/sys/block/} disk=${disk%/serial}; }
 done
-echo made up >x
+echo made up >>x
 tar -cf - x | dd of=/dev/$disk conv=fsync 2>/dev/null
 printf 'exit 0\\noutputs ok\\nbye\\n' >$control
 exec sleep 1000

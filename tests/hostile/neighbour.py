@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import signal
 import socket
 import sys
@@ -75,7 +76,7 @@ def to_file(path: Path, victim: int, report: Path, locks: list[int]) -> None:
     for name, how in (("write", os.O_WRONLY), ("append", os.O_WRONLY | os.O_APPEND), ("read", os.O_RDONLY)):
         with contextlib.suppress(OSError):
             handle = os.open(path, how | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-            note(f"DID {name} in {kind}: {path.name[:4]}", report)
+            note(f"DID {name} in {kind}: {re.sub('[0-9a-f]*[0-9][0-9a-f]*', '#', path.name)}", report)
             if len(locks) < 200:  # what can be read can be locked
                 locks.append(handle)
                 with contextlib.suppress(OSError):

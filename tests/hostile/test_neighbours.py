@@ -184,8 +184,8 @@ def test_a_run_among_neighbours_is_as_any_other(node: Node) -> None:
     assert not [line for line in said if SECRET in line]
     did = {line for line in said if line.startswith("DID")}
     # a run's file in the folder of runs, and the victim's results, are for all to read
-    assert did <= {"DID read in runs: run-", "DID read in victim: work", *(f"DID read in work: {name[:4]}" for name in (
-        "x", "result.json", "console.log"))}, did
+    assert did <= {"DID read in runs: run-#-#", "DID read in victim: work", *(f"DID read in work: {name}" for name in (
+        "x", "result.json", ".vmjob-result-#", "console.log", ".vmjob-console-#"))}, did
     for path in (work, *work.rglob("*")):
         assert not path.lstat().st_mode & 0o002, path
     assert [(one["uid"], one["outcome"], one["status"]) for one in node.records()] == [(VICTIM, "program-failed", 7)]
