@@ -12,6 +12,7 @@ def start() -> NoReturn:
     """Become vmjob. The status that main returns is the process's: neither a stream that cannot be written nor a signal
     changes it while Python ends."""
     hear_early()
+    os.umask(os.umask(0o077) | 0o002)  # nothing that is made here can be written by all, whoever starts us how
     from vmjob.cli.main import main
 
     try:

@@ -31,6 +31,7 @@ from vmjob.node_errors import of_node
 log = logging.getLogger("vmjob.process")
 
 _PR_SET_PDEATHSIG = 1
+_PLAIN = {"PATH", "HOME", "TMPDIR", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH"}
 _TICK = 0.2  # seconds between two looks at whether the run is to end
 Argument = Union[str, Path]
 
@@ -70,12 +71,15 @@ def die_with_parent(parent: int, rules: Optional[int] = None) -> Callable[[], No
     return apply
 
 
+def bare(env: Mapping[str, str]) -> dict[str, str]:
+    """What a program needs that reads what strangers made: without the tokens, passwords and addresses that batch
+    systems and users put into a job's environment, and without libraries that are put into every program
+    (LD_PRELOAD), as nobody knows what these want to open."""
+    return {name: value for name, value in env.items() if name in _PLAIN or name.startswith(("LC_", "QEMU_"))}
+
+
 def _fenced(env: Optional[Mapping[str, str]], fence: Optional[Fence]) -> Optional[Mapping[str, str]]:
-    """The environment of a program behind a fence: without libraries that are put into every program, as nobody knows
-    what these want to open."""
-    if not fence:
-        return env
-    return {name: value for name, value in (os.environ if env is None else env).items() if name != "LD_PRELOAD"}
+    return bare(os.environ if env is None else env) if fence else env
 
 
 def run(argv: Sequence[Argument], *, cwd: Optional[Path] = None, env: Optional[Mapping[str, str]] = None,

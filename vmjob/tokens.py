@@ -68,11 +68,12 @@ def claims_of(text: str) -> Optional[Claims]:
         return None
     try:
         body = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except ValueError:
+        if not isinstance(body, dict):
+            return None
+        return Claims(_word(body.get("iss")), _word(body.get("sub")), _moment(body.get("iat")),
+                      _moment(body.get("exp")))
+    except (ValueError, RecursionError, OverflowError):  # nested without end; a moment beyond all numbers
         return None
-    if not isinstance(body, dict):
-        return None
-    return Claims(_word(body.get("iss")), _word(body.get("sub")), _moment(body.get("iat")), _moment(body.get("exp")))
 
 
 def _word(value: Any) -> str:

@@ -2,6 +2,7 @@
 # What a compute element starts on a bare node: finds a Python and becomes vmjob.
 # Needs nothing but POSIX sh; the payload folder may be read-only.
 set -eu
+umask "$(printf '%o' $((0$(umask) | 2)))" # a result is never writable by all
 
 case $0 in
     */*) here=$(CDPATH='' cd -- "${0%/*}" && pwd) ;;

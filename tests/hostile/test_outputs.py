@@ -63,6 +63,7 @@ def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
 @pytest.mark.parametrize("name", ["y", "vmjob-wrapper.sh", ".bashrc", ".ssh/authorized_keys", "d/../z", "x2",
                                   "payload.json"])
 def test_what_nobody_asked_for(hostile: Hostile, name: str) -> None:
+    """Attack overwrite."""
     done = hostile.run(f"""
         def guest(machine):
             machine.hello()
@@ -77,7 +78,7 @@ def test_what_nobody_asked_for(hostile: Hostile, name: str) -> None:
 @pytest.mark.parametrize("name", ["vmjob-wrapper.sh", "vmjob.pyz", "payload.json", "image/x", "token", "result.json",
                                   "list-0.smime", "_condor_stdout", "condor_exec.exe", "slurm-1.out", "stdout.txt"])
 def test_no_pattern_takes_a_name_that_others_rely_on(hostile: Hostile, name: str) -> None:
-    """In a slot, where results and payload are one folder; the next start runs the wrapper there."""
+    """Attack overwrite. In a slot, where results and payload are one folder; the next start runs the wrapper there."""
     packed = hostile.cli("pack", "--image", "micro", "--accel", "tcg", "--network", "none", "--output", "*", "-o",
                          "slot", "--", "true")
     assert packed.status == 0, packed.err
@@ -168,7 +169,9 @@ def unpacking(hostile: Hostile) -> bool:
 
 @pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGHUP)])
 def test_collect_hears_signals(hostile: Hostile, numbers: tuple[int, int]) -> None:
-    """The first leaves it ten seconds, for outputs that are there are worth that; the second ends it at once."""
+    """Attack slowtar.
+
+    The first leaves it ten seconds, for outputs that are there are worth that; the second ends it at once."""
     process = hostile.start(MANY, "--output", "x")
     wait_for(lambda: unpacking(hostile), process)
     for number in numbers:
@@ -200,6 +203,20 @@ def test_send_hears_signals(hostile: Hostile) -> None:
     assert (hostile.results / "x").read_bytes() == b"precious" and result["outputs"] == ["x"]
 
 
+def test_a_console_that_never_ends(hostile: Hostile) -> None:
+    """32 MiB, one line of it without an end, with words for a terminal in it."""
+    done = hostile.run("""
+        def guest(machine):
+            machine.hello()
+            machine.console.sendall(b"\\x1b]0;evil\\x07" * 100 + b"x" * (16 << 20) + b"a line\\r\\n" * (2 << 20))
+            machine.done(3)
+        """)
+    assert done.status == 3, done.err
+    assert (hostile.results / "console.log").stat().st_size <= 4 << 20
+    assert (hostile.results / "result.json").stat().st_size < 100_000
+    assert not any(c in done.err for c in "\x1b\x07")
+
+
 # ---------------------------------------------------------------- QEMU's control socket
 
 SILENT = """
@@ -218,6 +235,7 @@ GREETS = 'machine.qmp.sendall(b\'{"QMP": {"version": {"qemu": {"micro": 0, "mino
 @pytest.mark.parametrize("answer", ["pass", GREETS, 'machine.qmp.sendall(b"{")'],
                          ids=["says-nothing", "greets-only", "half-a-greeting"])
 def test_a_silent_control_socket_hears_sigterm(hostile: Hostile, answer: str) -> None:
+    """Attack fakeqemu."""
     seen = hostile.cli.cwd / "connected"
     process = hostile.start(SILENT.format(answer=answer, seen=str(seen)))
     wait_for(seen.exists, process)

@@ -55,7 +55,7 @@ def helper_of(run: subprocess.Popen[bytes], name: str) -> int:
 
 
 def test_sigterm_before_the_output_was_written(cli: Cli) -> None:
-    """The program dies of the notice, and its output is missing: neither is the cause."""
+    """Attack cut_short. The program dies of the notice, and its output is missing: neither is the cause."""
     run = started(cli, "--output", "never")
     run.send_signal(signal.SIGTERM)
     result = ended(cli, run, 225, "Interrupted")
@@ -88,6 +88,7 @@ def test_qemu_ended_by_a_stranger_is_no_failure_of_the_guests(cli: Cli) -> None:
 
 
 def test_killed_runs_leave_no_success_of_an_earlier_one(cli: Cli) -> None:
+    """Attack earlier_result."""
     done = cli.micro("--results", "res", "--output", "*.txt", "-q", "--", "sh", "-c", "echo 1 >a.txt; echo 1 >b.txt")
     assert done.status == 0
     (cli.cwd / "res/c.txt").write_text("mine")
@@ -154,7 +155,7 @@ def test_streams_that_cannot_be_written(cli: Cli, where: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGTSTP])
 def test_signals_at_the_end_change_nothing(cli: Cli, number: int) -> None:
-    """From the moment on that the result is there until the process is gone."""
+    """Attack two_outcomes. From the moment on that the result is there until the process is gone."""
     run = started(cli, program=("sh", "-c", "echo up; exit 3"))
     while result_of(cli.cwd / "res")["outcome"] == "begun":
         time.sleep(0.001)
@@ -210,6 +211,7 @@ except Interrupted:
 
 @pytest.mark.parametrize("patience", [0.0, 2.0])
 def test_a_signal_in_the_midst_of_a_fork_is_not_lost(patience: float) -> None:
+    """Attack lost_signal."""
     done = subprocess.run([sys.executable, "-c", SWALLOW, str(patience)], capture_output=True, timeout=15)
     assert done.returncode == 5, done.stderr
 
@@ -280,7 +282,7 @@ def test_passt_killed_under_a_guest_that_needs_none_any_more(cli: Cli) -> None:
 
 
 def test_passt_killed_under_a_program_that_fails(cli: Cli) -> None:
-    """The program's own status stands, and beside it the reason that it may have."""
+    """Attack lost_network. The program's own status stands, and beside it the reason that it may have."""
     run = started(cli, program=("sh", "-c", "echo up; sleep 5; exit 3"))
     try:
         os.kill(helper_of(run, "passt"), signal.SIGKILL)
@@ -314,6 +316,7 @@ def test_passt_killed_while_it_boots_gets_a_second_boot(cli: Cli) -> None:
 
 
 def test_the_scratch_folder_is_tidied_up_in_mid_run(cli: Cli) -> None:
+    """Attack node_faults."""
     run = started(cli, "--output", "x")
     for folder in (cli.cwd / "scratch").iterdir():
         shutil.rmtree(folder)

@@ -200,6 +200,7 @@ def test_no_source_is_where_no_storage_can_be(source: str) -> None:
 
 
 def test_programs_show_no_certificate_to_whom_only_a_manifest_names() -> None:
+    """Attack proxy_shown."""
     mine = {"X509_USER_PROXY": "/tmp/x509up_u1", "X509_USER_CERT": "/c", "X509_USER_KEY": "/k", "KRB5CCNAME": "FILE:/k",
             "BEARER_TOKEN": "opaque", "PATH": "/bin"}
     env = commands.environment("evil.example.org", mine, QUICK)

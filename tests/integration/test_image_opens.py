@@ -178,6 +178,7 @@ def reads(words: Sequence[str], fence: Optional[Fence] = None) -> bytes:
 
 
 def test_a_descriptor_that_qemu_reads_elsewhere(cli: Cli, secret: Path) -> None:
+    """Attack vmdk_backing."""
     image, parent = two_minds(cli.cwd, secret)
     # the attack is real: QEMU, told of the file alone, reads the secret
     assert b"the.user.s.token" in reads(["-f", "vmdk", str(image)])
@@ -196,7 +197,7 @@ def test_a_descriptor_that_qemu_reads_elsewhere(cli: Cli, secret: Path) -> None:
 
 
 def test_other_files_of_an_image_are_what_its_manifest_says(cli: Cli, secret: Path) -> None:
-    """No file travels that no boot method uses, nor one of another kind."""
+    """Attack second_file. No file travels that no boot method uses, nor one of another kind."""
     image = disk(cli.cwd, "vmdk")
     files = [{"role": "disk", "path": image.name, "format": "vmdk", "size": image.stat().st_size, "virtual_size": SIZE,
               "sha256": hashlib.sha256(image.read_bytes()).hexdigest()}]

@@ -127,7 +127,9 @@ def test_a_chain(ca: Ca) -> None:
 
 
 def test_an_authority_is_a_certificate_and_no_name(tmp_path: Path) -> None:
-    """Another authority, trusted for names of its own, makes one below itself that is called as the endorser's."""
+    """Attack ca_name.
+
+    Another authority, trusted for names of its own, makes one below itself that is called as the endorser's."""
     ca = Ca(tmp_path / "ca", 0)
     ca.trust(ca.other)
     false = ca.issue(ca.root.dn, ca.other, extensions="ca")

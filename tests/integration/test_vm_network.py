@@ -216,6 +216,18 @@ def test_without_the_guard_it_would_be_reached(micro: Path, qemu: QemuInfo, tmp_
     assert used == "user" and {"tcp", "udp"} <= set(loopback.came), said
 
 
+def test_passt_has_no_secret_of_the_users(qemu: QemuInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads what a guest writes, and has no fence."""
+    monkeypatch.setenv("BEARER_TOKEN", "secret-of-the-users")
+    with net.network(Network.NAT, qemu, tmp_path) as link:
+        if not link.helper:
+            pytest.skip("needs passt and a QEMU from 7.2 on: apt-get install passt")
+        place = Path(f"/proc/{link.helper.child.pid}/environ")
+        if not os.access(place, os.R_OK):
+            pytest.skip("passt lets nobody but root look into it: run the tests as root")
+        assert b"secret-of-the-users" not in place.read_bytes()
+
+
 def test_a_full_disk_stops_the_guest(micro: Path, qemu: QemuInfo, tmp_path: Path) -> None:
     """Real ENOSPC, from a small file system in a mount namespace of QEMU's own."""
     apart = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-rm"]

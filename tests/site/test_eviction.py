@@ -158,7 +158,9 @@ def test_removed_vacated_suspended_held_and_out_of_time(vmjob: Vmjob, witness: W
 
 
 def test_killed_startd_starter_shadow_and_wrapper(vmjob: Vmjob, witness: Witness, broken: Site) -> None:
-    """Nothing lives on without them, and the job runs again, after vmjob itself was killed too."""
+    """Attack killed_in_a_slot.
+
+    Nothing lives on without them, and the job runs again, after vmjob itself was killed too."""
     here = Jobs(vmjob, witness, "short-n1", ("startd",))
     some = Jobs(vmjob, witness, "short-n2", ("starter", "shadow", "wrapper"))
     first = {name: witness.started(name) for name in (*here.names, *some.names)}

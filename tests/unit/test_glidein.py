@@ -129,7 +129,9 @@ def test_a_token_is_read_beside_the_job_and_is_no_part_of_the_payload(tmp_path: 
 @pytest.mark.parametrize("text, kind, wrong", [
     (token(exp=1000), TokenRefused, "expired .* ago"), (token(iat=int(time.time()) + 9999), ClockWrong, "clock"),
     ("hello", JobError, "no IDTOKEN"), ("a.b.c", JobError, "no IDTOKEN"), ("", JobError, "no IDTOKEN"),
-    (token().replace(".", "\n"), JobError, "no IDTOKEN"), ("a.bnVsbA.c", JobError, "no IDTOKEN")])
+    (token().replace(".", "\n"), JobError, "no IDTOKEN"), ("a.bnVsbA.c", JobError, "no IDTOKEN"),
+    (token(exp=10**400), JobError, "no IDTOKEN"),
+    ("a." + base64.urlsafe_b64encode(b"[" * 30_000).decode() + ".c", JobError, "no IDTOKEN")])
 def test_bad_tokens(tmp_path: Path, text: str, kind: type[VmjobError], wrong: str) -> None:
     path = tmp_path / "t"
     path.write_text(text)

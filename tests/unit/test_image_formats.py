@@ -115,6 +115,31 @@ def test_cut_short(tmp_path: Path, data: bytes) -> None:
         inspect(tmp_path, data)
 
 
+def huge(data: bytes, layout: str, at: int, *numbers: int) -> bytes:
+    changed = bytearray(data)
+    struct.pack_into(layout, changed, at, *numbers)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("number", [2**60, 2**63 - 1, 2**63, 2**64 - 1])
+def test_numbers_out_of_all_bounds(tmp_path: Path, number: int) -> None:
+    """Attacks formats_crash and crash: places at which no file has a byte, and headers that end where they begin."""
+    small = number % 2**32
+    for data in (huge(vmdk(DESCRIPTOR), "<Q", 28, number), huge(vmdk(DESCRIPTOR), "<Q", 36, number),
+                 huge(vmdk(DESCRIPTOR), "<Q", 12, number), huge(vmdk(DESCRIPTOR)[:72], "<Q", 56, number),
+                 huge(qcow2(), ">QI", 8, number, 5), huge(qcow2(), ">Q", 24, number),
+                 huge(qcow2()[:104], ">I", 100, small),
+                 huge(qcow2(features=1), ">I", 100, 2**32 - 1), huge(vdi(), "<Q", 0x170, number),
+                 huge(vhdx(GOOD_VHDX), "<Q", 192 * 1024 + 32, number),
+                 huge(gpt(b"", LINUX), "<Q", 512 + 72, number), huge(gpt(b"", LINUX), "<I", 512 + 80, 2**32 - 1),
+                 gpt(b"", LINUX)[:570]):
+        with contextlib.suppress(ImageError):  # or it is none of what is read
+            inspect(tmp_path, data)
+        for form in ("qcow2", "vmdk", "vdi", "vhdx", "raw"):
+            with pytest.raises(ImageError):
+                formats.check_header(tmp_path / "disk.img", form, MIB + 512)
+
+
 def test_every_prefix_gets_a_named_error(tmp_path: Path) -> None:
     """Hostile bytes never become a traceback."""
     for whole in (qcow2(extension=(5, b"y" * 64)), vmdk(DESCRIPTOR), vdi(), vhdx(GOOD_VHDX)):

@@ -29,6 +29,16 @@ def test_only_what_is_named_is_opened(tmp_path: Path) -> None:
         process.run(["/bin/cat", tmp_path / "link"], fence=fence)
 
 
+def test_nothing_secret_is_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that has taken QEMU over reads the memory of its process: the user's tokens are not there."""
+    for name in ("BEARER_TOKEN", "X509_USER_PROXY", "_CONDOR_CREDS", "https_proxy", "LD_PRELOAD", "MY_PASSWORD"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("LC_MESSAGES", "C")
+    said = process.run(["/usr/bin/env"], fence=fences.fence("/usr/bin/env")).stdout.decode()
+    assert "PATH=" in said and "LC_MESSAGES=C" in said and "secret" not in said
+    assert "secret" in process.run(["/usr/bin/env"]).stdout.decode()  # a program of the user's own
+
+
 def test_a_file_in_the_place_of_one_that_was_named_is_another(tmp_path: Path) -> None:
     (tmp_path / "disk").write_text("verified\n")
     with landlock.ruleset(fences.fence("/bin/cat", [str(tmp_path / "disk")])) as rules:

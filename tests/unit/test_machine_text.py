@@ -31,6 +31,7 @@ def ad_of(attributes: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("separator", SEPARATORS, ids=ascii)
 def test_no_line_end_of_unicode_ends_a_line_of_an_ad(separator: str) -> None:
+    """Attack classad_forge."""
     text = FORGED.format(separator)
     found = classads.read(ad_of({"Owner": "mallory", "Note": text, "AuthTokenIssuer": "https://mallory.example.org"}))
     assert found == {"owner": "mallory", "note": text, "authtokenissuer": "https://mallory.example.org"}

@@ -65,6 +65,7 @@ def shared(tmp_path: Path) -> Path:
 
 
 def test_a_pipe_in_the_folder_of_runs_holds_nobody(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attack runs_fifo."""
     monkeypatch.setenv("VMJOB_RUNS", str(shared))
     monkeypatch.setenv("VMJOB_NODE_CACHE", str(shared / "cache"))
     pipe = shared / f"image-{os.getuid()}-{DIGEST}"
@@ -133,6 +134,7 @@ def test_a_lock_is_waited_for_only_so_long(tmp_path: Path) -> None:
 
 @needs_users
 def test_nobody_holds_roots_lock_of_the_lists(shared: Path) -> None:
+    """Attack lists_lock."""
     folder = shared.parent / "lists"
     with subscriptions._locked(folder):
         pass
@@ -193,6 +195,7 @@ def test_nobody_holds_up_the_admin_of_a_shared_cache(shared: Path, monkeypatch: 
 
 
 def test_a_suspended_probe_holds_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attack suspended_sibling."""
     monkeypatch.setenv("VMJOB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(probe, "_PATIENCE", 0.05)
     config.cache_dir()
@@ -301,6 +304,7 @@ def test_an_account_without_a_home(homeless: Path) -> None:
 @needs_users
 @pytest.mark.parametrize("kind", ["folder", "link", "file"])
 def test_a_neighbour_who_took_the_name_of_the_cache_gets_nothing(homeless: Path, kind: str) -> None:
+    """Attack cache_parent."""
     taken = homeless / f"vmjob-{VICTIM}"
 
     def plant() -> None:

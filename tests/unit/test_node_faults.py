@@ -82,6 +82,7 @@ class Poor(Pace):
 
 @pytest.mark.parametrize("part, kind", [(1.0, BootFailed), (0.1, BootStarved)])
 def test_a_guest_that_never_boots(tmp_path: Path, part: float, kind: type[VmjobError]) -> None:
+    """Attack overload."""
     async def boot() -> None:
         session = Session(Reporter(), tmp_path / "log", 1.0, Poor(part))
         await session.booted(0.2)

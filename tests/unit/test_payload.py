@@ -77,9 +77,12 @@ def test_a_second_implementation_accepts_it(tmp_path: Path) -> None:
     ("job__boot", "floppy", "job.boot"),
     ("places__disk", "/etc/passwd", "places.disk"), ("places__disk", "image/../../x", "places.disk"),
     ("input__name", "../x", "input.name"), ("input__size", 1, "3000 bytes"),
+    ("places__disk", "image/\0", "places.disk"), ("places__disk", "image/\ud800", "places.disk"),
+    ("input__name", "x\0", "input.name"), ("input__size", 2**70, "3000 bytes"),
     ("image__digest", "sha256:" + "0" * 64, "digest"), ("image__boot", [], "image"), ("image__name", "other\n", "name"),
 ])
 def test_damage_names_file_and_key(tmp_path: Path, key: str, value: object, word: str) -> None:
+    """Attack nesting."""
     make(tmp_path)
     change(tmp_path, **{key: value})
     with pytest.raises((JobError, ImageCorrupt)) as caught:
@@ -110,8 +113,11 @@ def test_the_archive_that_was_verified_is_the_one_that_is_used(tmp_path: Path) -
     assert not archive.exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1}', "\udcff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1}', "\udcff", "[" * 100_000,
+                                  '{"a":' * 100_000, '{"schema": ' + "9" * 5000 + "}", '{"schema": 1e999}',
+                                  '{"schema": NaN}', '"\\ud800"'])
 def test_not_a_payload(tmp_path: Path, text: str) -> None:
+    """Attack nesting."""
     (tmp_path / "payload.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(JobError, match=r"payload\.json"):
         read_payload(tmp_path)

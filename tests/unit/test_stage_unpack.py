@@ -346,7 +346,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_random_damage_never_gets_out(tmp_path: Path, seed: int) -> None:
-    """Flipped bytes with mended checksums: every outcome is a clean refusal or files in the folder."""
+    """Attack fuzz. Flipped bytes with mended checksums: every outcome is a clean refusal or files in the folder."""
     chance = random.Random(seed)
     whole = disk(tmp_path, member("a", data=b"a" * 700), member("d/l", tarfile.SYMTYPE, link="../a"),
                  pax_member({"GNU.sparse.map": "0,1", "GNU.sparse.size": "5"}, b"x"), member("n" * 150, data=b"n"),
@@ -443,7 +443,7 @@ def test_headers_together_are_bounded(tmp_path: Path, kind: bytes) -> None:
 
 
 def test_pax_records_are_bounded(tmp_path: Path) -> None:
-    """Each costs a microsecond: 150,000 fit into one header."""
+    """Attack slowtar. Each costs a microsecond: 150,000 fit into one header."""
     refused(disk(tmp_path, pax_member({f"a{n}": "b" for n in range(1001)}), form=tarfile.PAX_FORMAT), match="records")
     assert take(disk(tmp_path, pax_member({f"a{n}": "b" for n in range(900)}), form=tarfile.PAX_FORMAT)) == ("f",)
 
@@ -461,6 +461,7 @@ def test_empty_headers_and_sparse_maps_are_counted(tmp_path: Path, monkeypatch: 
 
 
 def test_names_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attack manynames."""
     refused(disk(tmp_path, member("x" * 5000)), match="4096 bytes")
     refused(disk(tmp_path, member("l", tarfile.SYMTYPE, link="x" * 5000)), match="4096 bytes")
     monkeypatch.setattr(unpack, "MAX_NAMES", 20 * 400)
@@ -487,6 +488,29 @@ def test_collect_can_be_stopped_at_every_header(tmp_path: Path, stopped: str) ->
     with Signals(PATIENCE) as signals, pytest.raises(Interrupted if stopped == "signal" else WalltimeOver):
         unpack_outputs(path, tmp_path / "out", GIB, Reporter(), None, check)
     assert headers == 5 and not list((tmp_path / "out").iterdir())
+
+
+def test_what_was_stopped_is_removed_however_long_that_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attack manynames: at the end of the walltime hundreds of thousands of files are removed, for longer than the
+    patience after which the timer speaks."""
+    (tmp_path / "out").mkdir()
+    path = disk(tmp_path, *(member(f"d{n}/f", data=b"x") for n in range(10)))
+    real, spoken = unpack.remove_tree, []
+
+    def slow(hidden: Path) -> None:
+        os.kill(os.getpid(), signal.SIGALRM)  # the timer's
+        spoken.append(len(list((hidden / "new").iterdir())))
+        real(hidden)
+
+    monkeypatch.setattr(unpack, "remove_tree", slow)
+    with Signals(PATIENCE) as signals, pytest.raises(WalltimeOver):
+        def check() -> None:
+            if len(list((tmp_path / "out").glob(".vmjob-unpack-*/new/*"))) == 5:
+                signals.until(time.monotonic())
+            interrupt.check()
+
+        unpack_outputs(path, tmp_path / "out", GIB, Reporter(), None, check)
+    assert spoken == [5] and not list((tmp_path / "out").iterdir())
 
 
 def test_collect_can_be_stopped_within_a_member(tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ def user_proxy(environ: Mapping[str, str]) -> Optional[Path]:
     try:
         found = path.stat() if own else path.lstat()  # a neighbour's link in /tmp chooses none of our files
         usable = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and os.access(path, os.R_OK)
-        return path if usable else None
+        second = not own and found.st_nlink != 1  # nor does his second name for another of ours
+        return path if usable and not second else None
     except OSError:
         return None
 

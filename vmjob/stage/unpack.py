@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Callable, Optional
 
+from vmjob import interrupt
 from vmjob.errors import OutputRefused, OutputTooLarge, ScratchFull, SlotError
 from vmjob.escapes import brief
 from vmjob.files import FULL, Advance, copy_sparse, real_kind, remove_tree
@@ -84,7 +85,8 @@ def _unpack(disk: Path, folder: Path, unpacker: _Unpacker, reporter: Reporter, c
             _move(hidden / "new", folder, hidden)
             return tuple(unpacker.names)
         finally:
-            remove_tree(hidden)
+            with interrupt.shielded():  # hundreds of thousands of files take longer than a step's patience
+                remove_tree(hidden)
     except OSError as trouble:
         if trouble.errno in FULL:
             raise ScratchFull(f"{folder}: {trouble.strerror} while the outputs were unpacked",

@@ -238,7 +238,7 @@ def _passt(run_dir: Path, stack: ExitStack) -> tuple[Optional[socket.socket], Op
     ours, theirs = socket.socketpair()
     with (run_dir / "passt.log").open("wb") as said:
         child = process.spawn(passt_command(process.which("passt") or "passt", theirs.fileno(), upstream_dns()),
-                              pass_fds=[theirs.fileno()], stderr=said)
+                              pass_fds=[theirs.fileno()], stderr=said, env=process.bare(os.environ))
     theirs.close()
     helper = Helper(child)
     stack.callback(helper.end)
