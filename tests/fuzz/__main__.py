@@ -69,7 +69,8 @@ def _campaign(chosen: Sequence[Target], minutes: float, seed: int, jobs: int) ->
     faults: list[str] = []
     with ThreadPoolExecutor(jobs) as pool:
         for one, done in zip(chosen, pool.map(lambda one: _fuzz(one, minutes, seed), chosen)):
-            print(f"{one.name:16} {done.executions:12} {done.new:6} {len(done.faults):7} {done.seconds:8.0f}", flush=True)
+            print(f"{one.name:16} {done.executions:12} {done.new:6} {len(done.faults):7} {done.seconds:8.0f}",
+                  flush=True)
             faults += done.faults
     for one_fault in faults:
         print(one_fault)
