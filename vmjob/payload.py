@@ -70,7 +70,7 @@ def read_payload(folder: Path, verify: bool = True, fetchable: bool = False) -> 
     except FileNotFoundError as missing:
         raise JobError(f"{path}: no such file", "give the folder of an unpacked payload, as vmjob pack makes it") \
             from missing
-    except (OSError, ValueError) as broken:
+    except (OSError, ValueError, RecursionError) as broken:
         raise JobError(f"{path}: corrupted payload: {broken}", _AGAIN) from broken
     body = schema.check(document, "payload", str(path))
     manifest = manifest_from_dict(body["image"], f"{path}: image", JobError)

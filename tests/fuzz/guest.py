@@ -125,7 +125,7 @@ def pattern(data: bytes, place: Path) -> None:
     words = [word for word in patterns.split("\n") if word and "\0" not in word][:20]
     wanted, parts = Wanted(words), [part for part in name.split("/") if part not in ("", ".")]
     took = wanted.take(parts)
-    assert took == (len(wanted.missing) < len(set(words)))
+    assert took == (set(wanted.missing) < set(words))
     for word in words:
         if not any(letter in word for letter in "*?[\\"):
             assert Wanted([word]).take([part for part in word.split("/") if part not in ("", ".")])

@@ -223,7 +223,7 @@ def _read(path: Path) -> Subscription:
     try:
         body: dict[str, Any] = json.loads(path.read_text())
         return Subscription(**{**body, "endorser": Endorser(**body["endorser"]), "images": tuple(body["images"])})
-    except (OSError, ValueError, TypeError, KeyError) as broken:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as broken:
         raise EndorsementRefused(f"{path}: what is known of an image list cannot be read: {broken}",
                                  "remove the file, and subscribe to that list again") from broken
 
