@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import BUILD, ROOT
+from tests.fuzz.keep import keep
 from tests.fuzz.target import Target, run
 from tests.fuzz.targets import TARGETS
 
@@ -39,6 +40,7 @@ def main() -> int:
     args.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="of the mutations")
     args.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="targets at once")
     args.add_argument("--list", action="store_true", help="show the targets, and what each parses")
+    args.add_argument("--keep", action="store_true", help="add the best of what runs before found to the corpus")
     args.add_argument("--repeat", type=Path, metavar="FILE", help="give one input to --target, without atheris")
     given = args.parse_args()
     if unknown := [name for name in given.target if name not in TARGETS]:
@@ -50,6 +52,10 @@ def main() -> int:
         return 0
     if given.repeat:
         return _repeat(chosen, given.repeat)
+    if given.keep:
+        for one in chosen:
+            print(f"{one.name:16} {keep(one, sorted((BUILD / 'fuzz' / one.name / 'inputs').glob('*'))):3} kept")
+        return 0
     if not importlib.util.find_spec("atheris"):
         args.error("the package atheris is not installed here: .ci/setup fuzz")
     return _campaign(chosen, given.minutes, given.seed, given.jobs)

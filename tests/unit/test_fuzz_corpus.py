@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.target import CORPUS, LARGEST, Target, run
+from tests.conftest import ROOT
+from tests.fuzz.target import CORPUS, LARGEST, Target, TooSlow, run
 from tests.fuzz.targets import TARGETS
 
 pytestmark = pytest.mark.unit
@@ -23,9 +24,17 @@ def test_a_target_accepts_the_valid_inputs_it_begins_with(one: Target, tmp_path:
         assert run(one, data, place), f"{one.name}: the seed {number} is refused"
 
 
-@pytest.mark.parametrize("path", _INPUTS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_an_input_of_the_corpus(path: Path, tmp_path: Path) -> None:
-    run(TARGETS[path.parent.name], path.read_bytes(), tmp_path)
+@pytest.mark.parametrize("one", [one for one in TARGETS.values() if one.corpus.is_dir()], ids=lambda one: one.name)
+def test_the_inputs_of_the_corpus(one: Target, tmp_path: Path) -> None:
+    faults = []
+    for path in sorted(one.corpus.iterdir()):
+        place = tmp_path / path.name
+        place.mkdir()
+        try:
+            run(one, path.read_bytes(), place)
+        except (Exception, TooSlow) as fault:
+            faults.append(f"python -m tests.fuzz --repeat {path.relative_to(ROOT)}: {type(fault).__name__}: {fault}")
+    assert not faults, "\n".join(faults)
 
 
 def test_the_corpus_is_small_and_has_inputs_for_targets_alone() -> None:
