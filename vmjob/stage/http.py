@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OSDF = "osg-htc.org"  # the federation that osdf: stands for, unless VMJOB_OSDF_FEDERATION names another
 _JSON = 2**20
+_PART = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
 
 
 @dataclass
@@ -111,7 +112,7 @@ class HttpTransfer:
             raise Failed(f"it comes packed ({coding[:20]}), though that was not asked for", final=True)
         begin, total = 0, answer.headers.get("Content-Length", "")
         if answer.status_code == 206:
-            found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "").strip(), re.ASCII)
+            found = _PART.fullmatch(answer.headers.get("Content-Range", "").strip())
             if not found or int(found.group(1)) != self._start:
                 raise Failed("it sends another part of the file than was asked for", final=True)
             begin, total = self._start, found.group(2)
