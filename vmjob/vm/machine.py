@@ -151,9 +151,10 @@ class Machine:
             self._take(dict(event))
 
     def _take(self, event: dict[str, Any]) -> None:
-        self.events.append(event)
+        told = event.get("data")  # by a QEMU that a guest may have taken over
+        data: dict[str, Any] = told if isinstance(told, dict) else {}
+        self.events.append({**event, "data": data})
         del self.events[:-1000]  # a guest can make them
-        data: Any = event.get("data", {})
         log.debug("QEMU tells: %s %s", event.get("event"), data)
         if event.get("event") == "BLOCK_IO_ERROR" and data.get("action") == "stop" \
                 and self._disk_error and not self._disk_error.done():
