@@ -47,10 +47,12 @@ def _stranger(data: bytes, turns: bool = False) -> Iterator[int]:
             with suppress(OSError):  # when nobody listens any more
                 while True:
                     visitor = visitors.enter_context(listener.accept()[0])  # open to the end: it may be read late
-                    for part in data.split(_TURN) if turns else [data]:
-                        if turns and not visitor.recv(1 << 16):
-                            break
-                        visitor.sendall(part)  # all inputs fit into the buffers between us
+                    visitor.settimeout(0.05)  # a client that waits for more hears the end instead
+                    with suppress(TimeoutError, socket.timeout):
+                        for part in data.split(_TURN) if turns else [data]:
+                            if turns and not visitor.recv(1 << 16):
+                                break
+                            visitor.sendall(part)  # all inputs fit into the buffers between us
                     visitor.shutdown(socket.SHUT_WR)
 
         thread = threading.Thread(target=serve, daemon=True)
