@@ -134,8 +134,7 @@ class Machine:
         qmp = QMPClient("vmjob")
         try:
             await qmp.connect(connection)
-        # AssertionError: qemu.qmp's own, of a QEMU that greets and is gone before it is taken note of
-        except (QMPError, EOFError, OSError, AssertionError) as error:
+        except (QMPError, OSError, AssertionError) as error:  # qemu.qmp asserts that QEMU did not greet and hang up
             why = str(error) or "it hung up"
             raise self.failure() or QemuFailed(f"QEMU's control socket failed: {why}", "see vmjob doctor") from error
         except asyncio.CancelledError:  # nobody waits for it any longer
