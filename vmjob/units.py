@@ -46,6 +46,8 @@ def parse_duration(text: Union[str, int, float], where: str) -> int:
         total = 0
         for part in raw.split(":"):
             total = total * 60 + int(part)
+        if not total:
+            raise bad
         return total if raw.count(":") == 2 else total * 60
     if not raw or len(raw) > 40 or not _TIMES_ADDED.fullmatch(raw):
         raise bad

@@ -17,6 +17,7 @@ from vmjob import escapes, policy, schema, siteconfig, submission, tokens, units
 from vmjob.batch import jobs, targets
 from vmjob.errors import (
     ClockWrong,
+    ImageCorrupt,
     ImageMissing,
     JobError,
     OutputMissing,
@@ -69,7 +70,7 @@ def _payloads() -> list[bytes]:
     return [json.dumps(payload_document(Payload(one, _IMAGE, {}, None))).encode()]
 
 
-@target(_payloads, JobError, ImageMissing)
+@target(_payloads, JobError, ImageMissing, ImageCorrupt)
 def payload(data: bytes, place: Path) -> None:
     """payload.json, where it arrives."""
     (place / "payload.json").write_bytes(data)
@@ -156,7 +157,7 @@ def number(data: bytes, place: Path) -> None:
         seconds = units.parse_duration(text, "x")
         assert 0 < seconds < 10**16
         if text.strip().isascii() and text.strip().isdigit():
-            assert seconds == int(text)
+            assert seconds == int(text.strip())
         units.format_duration(seconds)
 
 
