@@ -61,7 +61,8 @@ def read_payload(folder: Path, verify: bool = True, fetchable: bool = False) -> 
     (the image's files are verified where they are used). ``fetchable``, or where the image has sources: its files
     may be missing, and ``image_files`` then leaves them out.
 
-    Raises JobError naming file and key, ImageMissing when a file of the image is not there."""
+    Raises JobError naming file and key, ImageMissing when a file of the image is not there, ImageCorrupt where its
+    manifest states another digest than it has."""
     from vmjob import schema
 
     path = folder / NAME

@@ -43,17 +43,23 @@ def _stranger(data: bytes, turns: bool = False) -> Iterator[int]:
 
         visitors = stack.enter_context(ExitStack())
 
+        def answer(visitor: socket.socket) -> None:
+            visitor.settimeout(0.05)  # a client that waits for more hears the end instead
+            with suppress(TimeoutError, socket.timeout):
+                for part in data.split(_TURN) if turns else [data]:
+                    if turns and not visitor.recv(1 << 16):
+                        break
+                    visitor.sendall(part)  # all inputs fit into the buffers between us
+            visitor.shutdown(socket.SHUT_WR)
+
         def serve() -> None:
-            with suppress(OSError):  # when nobody listens any more
-                while True:
+            while True:
+                try:
                     visitor = visitors.enter_context(listener.accept()[0])  # open to the end: it may be read late
-                    visitor.settimeout(0.05)  # a client that waits for more hears the end instead
-                    with suppress(TimeoutError, socket.timeout):
-                        for part in data.split(_TURN) if turns else [data]:
-                            if turns and not visitor.recv(1 << 16):
-                                break
-                            visitor.sendall(part)  # all inputs fit into the buffers between us
-                    visitor.shutdown(socket.SHUT_WR)
+                except OSError:  # nobody listens any more
+                    return
+                with suppress(OSError):  # one who has gone
+                    answer(visitor)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
