@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from tests.fuzz.target import target
-from vmjob import classads, ledger, nodead, runs, spool
+from vmjob import classads, ledger, nodead, payer, runs, spool
+from vmjob.batch import jobs
 from vmjob.errors import JobError
 from vmjob.node import groupfile, udev, usermap
 from vmjob.site_errors import SiteBroken
@@ -88,6 +90,49 @@ def run_of_a_neighbour(data: bytes, place: Path) -> None:
     assert len(seen.failed) <= 1 and seen.running == 0
     for one in seen.failed:
         assert one.message.isprintable() and one.user.isprintable(), one
+
+
+def _queued() -> list[bytes]:
+    return [json.dumps({"ClusterId": 42, "ProcId": 3, "JobStatus": 4, "ExitCode": 0, "VmjobStatus": 0, "VmjobName": "j",
+                        "VmjobOutcome": "ok", "QDate": 1.7e9, "CompletionDate": 1700000100, "NumJobStarts": 1,
+                        "RemoteHost": "slot1@n1", "Args": "x --parameters SEED=3&A=%41 y"}).encode()]
+
+
+@target(_queued, ValueError)
+def queue_ad(data: bytes, place: Path) -> None:
+    """A job's ad in a queue, of which a node, and so a guest, wrote a part: all its words are fit for a terminal."""
+    try:
+        ad = json.loads(data)
+    except RecursionError:
+        raise ValueError("too deep for an ad") from None
+    if not isinstance(ad, dict):
+        raise ValueError("no ad")
+    one = jobs.job_of(ad)
+    assert all(value.isprintable() for value in asdict(one).values() if isinstance(value, str))
+    assert one.status is None or 0 <= one.status <= 255
+    json.dumps(one.to_json(), allow_nan=False)
+    jobs.ended_at(one)
+    assert sum(len(cluster.jobs) for cluster in jobs.clusters_of([ad, {**ad, "ProcId": None}])) <= 1
+
+
+def _proxies() -> list[bytes]:
+    from base64 import encodebytes
+
+    from tests.fuzz.target import CORPUS
+
+    der = (CORPUS / "certificate/valid-1").read_bytes()
+    voms = bytes.fromhex("060a2b06010401be456464 04".replace(" ", "")) + b"\x20\x04\x10/star/Role=a/x=yz"
+    return [b"".join(b"-----BEGIN CERTIFICATE-----\n" + encodebytes(one) + b"-----END CERTIFICATE-----\n"
+                     for one in (der, der + voms))]
+
+
+@target(_proxies)
+def proxy(data: bytes, place: Path) -> None:
+    """The user's X.509 proxy, for whom its usage is counted: one line of ASCII, or nothing."""
+    (place / "x509up").write_bytes(data)
+    owner, fqan = payer._of_proxy(str(place / "x509up"))
+    assert (owner + fqan).isascii() and (owner + fqan).isprintable(), (owner, fqan)
+    assert payer.vo_of(fqan).isascii()
 
 
 # ---------------------------------------------------------------- accounting
