@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -45,6 +46,7 @@ def main() -> int:
     given = args.parse_args()
     if unknown := [name for name in given.target if name not in TARGETS]:
         args.error(f"no target is called {unknown[0]}: --list shows them")
+    logging.getLogger("vmjob").addHandler(logging.NullHandler())  # what parsers warn of is not asked for here
     chosen = [TARGETS[name] for name in given.target or TARGETS]
     if given.list:
         for one in chosen:

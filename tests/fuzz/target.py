@@ -51,8 +51,8 @@ class TooSlow(BaseException):
 
 
 def run(one: Target, data: bytes, place: Path, most: float = CPU) -> bool:
-    """Is the input accepted (True), or refused by name (False)? Anything else is a fault, and raised; so is to take more
-    than ``most`` seconds of processor time."""
+    """Is the input accepted (True), or refused by name (False)? Anything else is a fault, and raised, as is an input
+    that takes more than ``most`` seconds of processor time."""
     begun = time.process_time()
     try:
         one.call(data, place)
