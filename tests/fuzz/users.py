@@ -76,6 +76,7 @@ def payload(data: bytes, place: Path) -> None:
     (place / "payload.json").write_bytes(data)
     found = read_payload(place, fetchable=True)
     json.dumps(manifest_to_dict(found.manifest)).encode()
+    units.format_size(found.manifest.needs_memory + sum(file.size for file in found.manifest.files))
     for path in (*found.image_files.values(), *found.lists):
         assert path.is_relative_to(place), f"{path} is none of the payload's"
 
@@ -215,6 +216,8 @@ def result(data: bytes, place: Path) -> None:
     (place / "out").mkdir()
     document = submission._unpack(place / "r.tar", place / "out", Reporter())
     json.dumps(document, allow_nan=False)
+    units.format_size(document["memory"])
+    units.format_duration(document["ended"] - document["started"])
     assert document["outcome"] != "begun"
 
 
