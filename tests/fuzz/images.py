@@ -177,9 +177,12 @@ def image_list(data: bytes, place: Path) -> None:
     """The JSON of an image list, and each of its images; no address is a file of whoever reads it."""
     found = imagelist.parse(data)
     imagelist.version_key(found.version)
+    imagelist.time_text(found.created)
+    imagelist.time_text(found.expires)
     for number in range(len(found.entries)):
         with suppress(EndorsementRefused):
             one = found.image(number)
+            imagelist.time_text(one.expires or one.tested)
             assert one.size >= 0 and not (one.uri and imagelist.file_path(one.uri))
     state = subscriptions.Subscription("u", found.identifier, found.endorser, found.version, found.created,
                                        found.expires, "a" * 64)
