@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.fuzz.target import target
 from vmjob import classads, ledger, nodead, payer, runs, spool
 from vmjob.batch import jobs
+from vmjob.cli import tables
 from vmjob.errors import JobError
 from vmjob.node import groupfile, udev, usermap
 from vmjob.site_errors import SiteBroken
@@ -112,6 +113,8 @@ def queue_ad(data: bytes, place: Path) -> None:
     assert one.status is None or 0 <= one.status <= 255
     json.dumps(one.to_json(), allow_nan=False)
     jobs.ended_at(one)
+    tables._when(one.submitted)
+    tables._lasted(one)
     assert sum(len(cluster.jobs) for cluster in jobs.clusters_of([ad, {**ad, "ProcId": None}])) <= 1
 
 

@@ -152,7 +152,8 @@ def job_of(ad: Any) -> JobInfo:
         payload=words.text("VmjobPayload"))
 
 
-_MOST = 2**63  # of any number in an ad; not so are NaN and infinity
+# of any number in an ad, and of one of seconds, which is shown as a time; not so are NaN and infinity
+_MOST, _LAST = 2**63, 1e12
 # Failures of a job that are its site's, or one node's of it.
 _SITES = {"PolicyRefused", "PolicyBroken", "ScratchFull", *(one.__name__ for one in HostError.__subclasses__())}
 
@@ -234,7 +235,7 @@ class _Words:
 
     def real(self, key: str) -> Optional[float]:
         value = self.ad.get(key)
-        return float(value) if type(value) in (int, float) and 0 < value < _MOST else None
+        return float(value) if type(value) in (int, float) and 0 < value < _LAST else None
 
 
 def first_failure(statuses: Sequence[Optional[int]]) -> int:
