@@ -23,7 +23,7 @@ def parse_size(text: Union[str, int], where: str) -> int:
     ``where`` names file and key for the message. A bare number under a MiB is refused:
     it is nearly always a forgotten unit. Raises JobError.
     """
-    found = _SIZE.match(str(text))
+    found = _SIZE.match(str(text)) if len(str(text)) <= 100 else None
     if not found or found.group(2).upper() not in _SIZES:
         raise JobError(f"{where}: {text!r} is not a size",
                        "write a number and a unit, such as 512MiB, 2GiB or 500MB")

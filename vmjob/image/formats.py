@@ -24,7 +24,7 @@ from vmjob.machinetext import last_line, lines
 from vmjob.units import MIB
 
 _QCOW2_KNOWN = 0b11001  # dirty, compression type, extended L2; not 2 (corrupt) and 4 (external data file)
-_NAMED_EXTENTS = re.compile(rb'^\s*(?:RW|RDONLY|NOACCESS)\s+\d+\s+(\w+)(?:\s+"([^"\n]*)")?', re.MULTILINE)
+_NAMED_EXTENTS = re.compile(rb'^[ \t\r\v\f]*(?:RW|RDONLY|NOACCESS)\s+\d+\s+(\w+)(?:\s+"([^"\n]*)")?', re.MULTILINE)
 LARGEST = 2**60  # bytes of a disk; QEMU itself takes no more than 2^63, less in most formats
 _HINT = "make a self-contained copy where it comes from: qemu-img convert -O qcow2 OLD NEW"
 
@@ -182,11 +182,11 @@ def _check_vmdk(file: BinaryIO, head: bytes, path: Path) -> int:
         if footer[:4] != b"KDMV" or struct.unpack_from("<QQQQ", footer, 12) != (capacity, grain, offset, sectors):
             _refuse(path, "the vmdk header at its end differs from the one at its beginning")
     text = _read(file, 512, max(sectors, 20) * 512).split(b"\0", 1)[0]  # QEMU reads 20 sectors
-    kind = re.search(rb'^\s*createType\s*=\s*"([^"\n]*)"', text, re.MULTILINE)
+    kind = re.search(rb'^[ \t\r\v\f]*createType\s*=\s*"([^"\n]*)"', text, re.MULTILINE)
     if not kind or kind.group(1) not in (b"monolithicSparse", b"streamOptimized"):
         _refuse(path, f"a vmdk of the kind {_shown(kind.group(1) if kind else b'')}; one file is monolithicSparse or "
                       "streamOptimized")
-    parent = re.search(rb"^\s*parentCID\s*=\s*([0-9a-fA-F]+)", text, re.MULTILINE)
+    parent = re.search(rb"^[ \t\r\v\f]*parentCID\s*=\s*([0-9a-fA-F]+)", text, re.MULTILINE)
     if b"parentFileNameHint" in text or (parent and parent.group(1).lower() != b"ffffffff"):
         _refuse(path, "a vmdk with a parent disk: QEMU would read that on the node")
     extents = _NAMED_EXTENTS.findall(text)
