@@ -4,6 +4,8 @@
 # make test   everything; make unit: the fast part
 # make chaos  runs under kills, signals, want and overload: does each tell the outcome that it had? Ten minutes;
 #             make chaos MINUTES=300 SEED=7 for longer. The table is in build/chaos.md
+# make fuzz   every parser of strangers' bytes fed with what no honest program writes, a minute each, on all
+#             processors; make fuzz MINUTES=10 TARGET=disk SEED=7. What is found stays in tests/fuzz/corpus/
 # make lock   newer releases of all packages: renews locks/, shows what changed, runs the fast part
 # make unit-later   the fast part two years from now; or on a day: make unit-later AT=2028-02-28T23:59:30Z
 # make unit-lowest, make unit-newest   the fast part at both ends of the ranges in pyproject.toml
@@ -16,7 +18,7 @@
 
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: chaos demo demo-pool test unit unit-later unit-lowest unit-newest lock fresh dist bench site-up site-down site-shell clean
+.PHONY: chaos demo demo-pool fuzz test unit unit-later unit-lowest unit-newest lock fresh dist bench site-up site-down site-shell clean
 
 demo:
 	@.ci/setup demo
@@ -53,10 +55,15 @@ dist:
 	@.ci/setup dist
 	@.venv/bin/python -m pkg
 
-MINUTES = 10
+chaos: MINUTES = 10
 chaos:
 	@.ci/setup test
 	.venv/bin/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+fuzz: MINUTES = 1
+fuzz:
+	@.ci/setup fuzz
+	@nice -n 19 .venv/bin/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(TARGET:%=--target %)
 
 bench:
 	@.ci/setup bench

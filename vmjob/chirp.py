@@ -81,6 +81,8 @@ class Chirp:
         """At most ``length`` bytes of the submit side's file. Raises FileNotFoundError, ChirpFailed."""
         def call(client: Any) -> bytes:
             data: bytes = client.read(path, length, offset)
+            if len(data) > length:
+                raise ConnectionError(f"{len(data)} bytes came for {length}")
             return data
 
         return self._persist(f"{path} cannot be read", call)

@@ -149,5 +149,5 @@ def _parsed(line: str) -> Optional[Ended]:
         one = Ended(**{field.name: body[field.name] for field in fields(Ended) if field.name in body})
         float(one.submitted), float(one.ended), int(one.status), float(one.seconds)
         return one
-    except (ValueError, TypeError, AttributeError, OverflowError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None

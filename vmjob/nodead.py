@@ -65,7 +65,7 @@ def nodes_of(ads: Iterable[Any]) -> tuple[NodeAd, ...]:
     PROJECTION, or plain mappings): one for each machine, whatever its slots, by name. Pure."""
     machines: dict[str, list[Any]] = {}
     for ad in ads:
-        name = _text(ad, "Machine")
+        name = _text(ad, "Machine")[:255]
         if name and isinstance(value(ad, sitead.HAS), bool):
             machines.setdefault(name, []).append(ad)
     return tuple(_node(name, machines[name]) for name in sorted(machines))

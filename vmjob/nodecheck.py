@@ -223,7 +223,7 @@ def _certificates(place: Path, needed: bool) -> Iterator[Check]:
                     ends[one.subject] = max(one.expires, ends.get(one.subject, 0.0))
             elif kind == "r" and is_number(path.suffix[2:]):
                 lists[path.name] = x509.crl_expires(_bytes(path))
-        except (ValueError, IndexError, TypeError, OSError):
+        except (ValueError, OSError):
             broken.append(path.name)
     if not ends:
         yield Check("authorities", FAILURE if needed else WARNING, f"{place}: no certificate of an authority is there"

@@ -65,7 +65,8 @@ def read_payload(folder: Path, verify: bool = True, fetchable: bool = False,
     may be missing, and ``image_files`` then leaves them out. Who runs it hands in ``keep``: until it ends the archive
     stays open as it was verified, and its path leads to what is open (vmjob.opened).
 
-    Raises JobError naming file and key, ImageMissing when a file of the image is not there."""
+    Raises JobError naming file and key, ImageMissing when a file of the image is not there, ImageCorrupt where its
+    manifest states another digest than it has."""
     from vmjob import schema
 
     path = folder / NAME

@@ -18,6 +18,9 @@ NAMES = ("job", "recipe", "manifest", "payload", "result", "targets", "policy", 
          "site-ad", "sites", "node-ad", "usage")
 
 
+_LARGEST = 2**63
+
+
 def schema_text(name: str) -> str:
     """The JSON schema called ``name`` (one of NAMES) as shipped."""
     import pkgutil  # finds package data in a zipped application too
@@ -55,7 +58,11 @@ def check(document: Any, name: str, where: str, error: type[VmjobError] = JobErr
 
 
 def _named_keys(document: Any, where: str, error: type[VmjobError]) -> None:
-    """YAML makes booleans and numbers of some words; as a key that is never meant."""
+    """YAML makes booleans and numbers of some words; as a key that is never meant. And JSON, as Python reads it, has
+    numbers of any length, and some that are none: nothing here can be that large, and whoever calculates with it fails.
+    """
+    if isinstance(document, (int, float)) and not abs(document) < _LARGEST:  # so is NaN
+        raise error(f"{where}: a number in it is none, or has more than 18 digits", "nothing that is meant is so large")
     for value in document.values() if isinstance(document, dict) else document if isinstance(document, list) else ():
         _named_keys(value, where, error)
     for key in document if isinstance(document, dict) else ():

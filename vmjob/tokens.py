@@ -70,10 +70,10 @@ def claims_of(text: str) -> Optional[Claims]:
         body = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
         if not isinstance(body, dict):
             return None
-        return Claims(_word(body.get("iss")), _word(body.get("sub")), _moment(body.get("iat")),
-                      _moment(body.get("exp")))
-    except (ValueError, RecursionError, OverflowError):  # nested without end; a moment beyond all numbers
+        times = _moment(body.get("iat")), _moment(body.get("exp"))
+    except (ValueError, RecursionError):
         return None
+    return Claims(_word(body.get("iss")), _word(body.get("sub")), *times)
 
 
 def _word(value: Any) -> str:
@@ -81,4 +81,9 @@ def _word(value: Any) -> str:
 
 
 def _moment(value: Any) -> Optional[float]:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    """Raises ValueError for a number that is no time (NaN and Infinity too, which Python's JSON has)."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    if not 0 <= value < 1e11:
+        raise ValueError("no time")
+    return float(value)

@@ -12,6 +12,7 @@ _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
 _TIMES = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _SIZE = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*\Z")
 _TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)\s*([a-z]*)\s*")
+_TIMES_ADDED = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]+)?\s*[a-z]+\s*)*(?:[0-9]{1,9}(?:\.[0-9]+)?)?")
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
@@ -22,7 +23,7 @@ def parse_size(text: Union[str, int], where: str) -> int:
     ``where`` names file and key for the message. A bare number under a MiB is refused:
     it is nearly always a forgotten unit. Raises JobError.
     """
-    found = _SIZE.match(str(text))
+    found = _SIZE.match(str(text)) if len(str(text)) <= 100 else None
     if not found or found.group(2).upper() not in _SIZES:
         raise JobError(f"{where}: {text!r} is not a size",
                        "write a number and a unit, such as 512MiB, 2GiB or 500MB")
@@ -41,12 +42,14 @@ def parse_duration(text: Union[str, int, float], where: str) -> int:
     """
     raw = str(text).strip()
     bad = JobError(f"{where}: {text!r} is not a duration", "write it as 90s, 45m, 1h30m or 2d")
-    if re.match(r"[0-9]+(:[0-9]{1,2}){1,2}\Z", raw):
+    if re.match(r"[0-9]{1,9}(:[0-9]{1,2}){1,2}\Z", raw):
         total = 0
         for part in raw.split(":"):
             total = total * 60 + int(part)
+        if not total:
+            raise bad
         return total if raw.count(":") == 2 else total * 60
-    if not raw or len(raw) > 40 or not re.match(r"(?:[0-9]+(?:\.[0-9]+)?\s*[a-z]*\s*)+\Z", raw):
+    if not raw or len(raw) > 40 or not _TIMES_ADDED.fullmatch(raw):
         raise bad
     seconds = 0.0
     for number, unit in _TIME.findall(raw):

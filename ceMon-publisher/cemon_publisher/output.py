@@ -86,7 +86,7 @@ def kept(folder: Path, rendering: str, now: float) -> Optional[Kept]:
         head, _, text = (folder / rendering).read_text(encoding="utf-8").partition("\n")
         told = json.loads(head)
         good = Kept(text, float(told["created"]), float(told["expires"]))
-    except (OSError, ValueError, TypeError, KeyError):  # there is a failure already, which is the one to tell
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # there is a failure already: the one to report
         return None
     return good if good.created - 300 <= now < good.expires else None
 

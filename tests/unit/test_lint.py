@@ -165,3 +165,29 @@ def test_pytest_passes_no_folder_of_tests_over(request: pytest.FixtureRequest) -
     assert {"unit", "dist"} <= folders
     assert not [name for name in folders for pattern in request.config.getini("norecursedirs")
                 if fnmatch.fnmatch(name, pattern)]
+
+
+# Where JSON is read that only we can have written, or a program that we started.
+_OWN_JSON = {"vmjob/schema.py": "the schemas, two ways", "vmjob/version.py": "what the build wrote",
+             "vmjob/image/compare.py": "qemu-img's map", "vmjob/sites/asking.py": "our parent's question",
+             "vmjob/cli/images.py": "what was rendered the line before", "vmjob/vm/probe.py": "QEMU without a guest",
+             "ceMon-publisher/cemon_publisher/render/json.py": "what was rendered the line before"}
+
+
+def test_json_of_others_is_read_with_an_eye_to_its_depth() -> None:
+    """Lists within lists without end are a RecursionError, which is no ValueError: a few kilobytes of brackets would be
+    reported as a bug in vmjob."""
+    wrong = []
+    for path in MODULES:
+        name, tree = str(path.relative_to(ROOT)), ast.parse(path.read_text())
+        safe: set[int] = set()
+        for outer in ast.walk(tree):
+            if isinstance(outer, (ast.Try, ast.With)):
+                caught = [one.type for one in outer.handlers] if isinstance(outer, ast.Try) else \
+                    [one.context_expr for one in outer.items]
+                if any(word in ast.unparse(one) for one in caught if one for word in ("RecursionError", "Exception")):
+                    safe |= {id(one) for statement in outer.body for one in ast.walk(statement)}
+        wrong += [f"{name}:{node.lineno}" for node in ast.walk(tree)
+                  if isinstance(node, ast.Attribute) and ast.unparse(node) in ("json.loads", "json.load")
+                  and id(node) not in safe and name not in _OWN_JSON]
+    assert not wrong, "\n".join(wrong)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -153,6 +152,8 @@ def job_of(ad: Any) -> JobInfo:
         payload=words.text("VmjobPayload"))
 
 
+# of any number in an ad, and of one of seconds, which is shown as a time; not so are NaN and infinity
+_MOST, _LAST = 2**63, 1e12
 # Failures of a job that are its site's, or one node's of it.
 _SITES = {"PolicyRefused", "PolicyBroken", "ScratchFull", *(one.__name__ for one in HostError.__subclasses__())}
 
@@ -223,7 +224,7 @@ class _Words:
 
     def whole(self, key: str) -> Optional[int]:
         value = self.ad.get(key)
-        return int(value) if type(value) in (int, float) and math.isfinite(value) else None
+        return int(value) if type(value) in (int, float) and abs(value) < _MOST else None
 
     def exit_status(self) -> Optional[int]:
         """As a shell tells it; what is none (a strange schedd) is 1."""
@@ -234,7 +235,7 @@ class _Words:
 
     def real(self, key: str) -> Optional[float]:
         value = self.ad.get(key)
-        return float(value) if type(value) in (int, float) and math.isfinite(value) and value > 0 else None
+        return float(value) if type(value) in (int, float) and 0 < value < _LAST else None
 
 
 def first_failure(statuses: Sequence[Optional[int]]) -> int:

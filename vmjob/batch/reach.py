@@ -48,5 +48,5 @@ def _failure(said: str, target: Target) -> VmjobError:
         found = getattr(pool_errors, kind, VmjobError)(message, hint)
         assert isinstance(found, VmjobError)
         return found
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return PoolError(f"{target.place}: {said}", "vmjob -vv shows more")

@@ -68,7 +68,7 @@ def read_facts(stdout: bytes) -> tuple[dict[str, str], dict[str, float]]:
         if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,3})?", up, re.ASCII):
             continue
         now = float(up)
-        if tab and name not in facts and len(facts) < 100:
+        if tab and "\t" not in value and name not in facts and len(facts) < 100:
             facts[name] = value[:500]
             group = name.partition(".")[0]
             spent[group] = round(spent.get(group, 0.0) + max(0.0, now - (last or now)), 2)

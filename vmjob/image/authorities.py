@@ -103,7 +103,7 @@ def _issuer_hash(one: x509.Certificate) -> str:
 def _installed(path: Path) -> list[x509.Certificate]:
     try:
         return [x509.certificate(der) for der in x509.certificates_of_pem(path.read_bytes())]
-    except (OSError, ValueError, IndexError, TypeError):
+    except (OSError, ValueError):
         return []
 
 

@@ -24,7 +24,8 @@ from vmjob.machinetext import last_line, lines
 from vmjob.units import MIB
 
 _QCOW2_KNOWN = 0b11001  # dirty, compression type, extended L2; not 2 (corrupt) and 4 (external data file)
-_NAMED_EXTENTS = re.compile(rb'^\s*(?:RW|RDONLY|NOACCESS)\s+\d+\s+(\w+)(?:\s+"([^"\n]*)")?', re.MULTILINE)
+_NAMED_EXTENTS = re.compile(rb'^[ \t\r\v\f]*(?:RW|RDONLY|NOACCESS)\s+\d+\s+(\w+)(?:\s+"([^"\n]*)")?', re.MULTILINE)
+LARGEST = 2**60  # bytes of a disk; QEMU itself takes no more than 2^63, less in most formats
 _HINT = "make a self-contained copy where it comes from: qemu-img convert -O qcow2 OLD NEW"
 
 
@@ -41,22 +42,27 @@ class DiskInfo:
 def inspect_disk(path: Path) -> DiskInfo:
     """Recognise and check a disk image. Raises ImageMissing, ImageRefused (not safe to boot, or not a disk) or
     ImageCorrupt (cut short), each naming the file and the reason."""
+    form, virtual = recognised(path)
+    if form != "raw":
+        _whole(path, form)
+    head = _first(path, form)
+    if form == "raw":
+        _raw_whole(path, head, virtual)
+    return DiskInfo(form, virtual, partitions.firmware(head))
+
+
+def recognised(path: Path) -> tuple[str, int]:
+    """Format and size in bytes of the disk that the file's header promises. Raises as ``inspect_disk``."""
     try:
         size = path.stat().st_size
         if not path.is_file():
             raise ImageRefused(f"{path} is not a regular file", "copy the disk into a file first")
         with path.open("rb") as file:
-            form, virtual = _recognise(file, size, path)
+            return _recognise(file, size, path)
     except FileNotFoundError as missing:
         raise ImageMissing(f"{path}: no such file", "check the path") from missing
     except struct.error as short:
         raise ImageCorrupt(f"{path}: the header is cut short", "fetch it again") from short
-    if form != "raw":
-        _whole(path, form)
-    head = _first(path, form)
-    if form == "raw":
-        _raw_whole(path, head, size)
-    return DiskInfo(form, virtual, partitions.firmware(head))
 
 
 def check_header(path: Path, form: str, virtual_size: int, shown: Optional[Path] = None) -> None:
@@ -85,7 +91,10 @@ def _recognise(file: BinaryIO, size: int, path: Path) -> tuple[str, int]:
     head = file.read(4096)
     for form, matches, check in _FORMATS:
         if matches(head):
-            return form, check(file, head, path)
+            virtual = check(file, head, path)
+            if virtual > LARGEST:
+                _refuse(path, f"its header promises a disk of {virtual} bytes")
+            return form, virtual
     if head[:4] == b"COWD" or head.lstrip().startswith(b"# Disk DescriptorFile"):
         _refuse(path, "a vmdk that names its data in other files")
     for magic, what in ((b"conectix", "a VHD disk"), (b"\x1f\x8b", "compressed with gzip"), (b"QED\0", "a QED disk"),
@@ -173,11 +182,11 @@ def _check_vmdk(file: BinaryIO, head: bytes, path: Path) -> int:
         if footer[:4] != b"KDMV" or struct.unpack_from("<QQQQ", footer, 12) != (capacity, grain, offset, sectors):
             _refuse(path, "the vmdk header at its end differs from the one at its beginning")
     text = _read(file, 512, max(sectors, 20) * 512).split(b"\0", 1)[0]  # QEMU reads 20 sectors
-    kind = re.search(rb'^\s*createType\s*=\s*"([^"\n]*)"', text, re.MULTILINE)
+    kind = re.search(rb'^[ \t\r\v\f]*createType\s*=\s*"([^"\n]*)"', text, re.MULTILINE)
     if not kind or kind.group(1) not in (b"monolithicSparse", b"streamOptimized"):
         _refuse(path, f"a vmdk of the kind {_shown(kind.group(1) if kind else b'')}; one file is monolithicSparse or "
                       "streamOptimized")
-    parent = re.search(rb"^\s*parentCID\s*=\s*([0-9a-fA-F]+)", text, re.MULTILINE)
+    parent = re.search(rb"^[ \t\r\v\f]*parentCID\s*=\s*([0-9a-fA-F]+)", text, re.MULTILINE)
     if b"parentFileNameHint" in text or (parent and parent.group(1).lower() != b"ffffffff"):
         _refuse(path, "a vmdk with a parent disk: QEMU would read that on the node")
     extents = _NAMED_EXTENTS.findall(text)

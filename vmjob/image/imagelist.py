@@ -28,7 +28,9 @@ from vmjob.model import Manifest
 MANIFEST, TEST, WITHDRAWN = "vmjob:manifest", "vmjob:test", "vmjob:withdrawn"
 MOST_IMAGES = 1_000_000
 _LONGEST = 1000  # characters of a word that we use
-_TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?\Z", re.ASCII)
+_TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.\d+)?)?"
+                   r"(Z|[+-](?:[01]\d|2[0-3]):?[0-5]\d)?)?\Z", re.ASCII)
+_LAST = 253402300799  # the end of the year 9999, behind which no time can be written
 # a host, and who asks it: nothing in which two programs could see two hosts; the same in manifest.schema.json
 _HOST = r"""[!"\$-.0->A-[\]-~]+(?:@[!"\$-.0->A-[\]-~]+)?"""
 _URI = re.compile(rf"(?:(?:https?|roots?|davs?|osdf|pelican)://{_HOST}(?:/[!-~]*)?|osdf:///[!-~]+|"
@@ -132,7 +134,10 @@ def moment(text: str, where: str) -> float:
         when = datetime.datetime(year, month, day, hour, minute, second, tzinfo=datetime.timezone.utc)
         zone = found.group(7) or "Z"
         shift = 0 if zone == "Z" else int(zone[:3]) * 3600 + int(zone[0] + zone[-2:]) * 60
-        return when.timestamp() - shift
+        seconds = when.timestamp() - shift
+        if not 0 <= seconds <= _LAST:
+            raise ValueError
+        return seconds
     except (ValueError, OverflowError) as wrong:
         raise EndorsementRefused(f"{where}: {text[:40]!r} is no time", "written as 2026-03-01T12:00:00Z") from wrong
 

@@ -68,7 +68,7 @@ class Reader:
             if magic != _SIMPLE or which not in lengths or which in ready:
                 self._broken("an answer that is none")
             if error:
-                raise ImageCorrupt(f"{self._name} cannot be read: {os.strerror(error)}", _HINT)
+                raise ImageCorrupt(f"{self._name} cannot be read: {os.strerror(min(error, 4095))}", _HINT)
             ready[which] = self._receive(lengths[which])
         waiting.popleft()
         data = ready.pop(handle)

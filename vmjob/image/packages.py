@@ -152,7 +152,7 @@ def remembered(digest: str, store: Path) -> Optional[Listing]:
             return None
         return Listing(digest, body["os"], tuple(body["managers"]), tuple(Package(*one) for one in body["packages"]),
                        float(body["taken"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

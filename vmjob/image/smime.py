@@ -194,7 +194,7 @@ def _inspect(raw: bytes, folder: Path) -> list[x509.Certificate]:
         if done.returncode or len(done.stdout) > _SIGNATURE:
             raise ValueError("openssl cannot read it")
         found = x509.signature(done.stdout)
-    except (ValueError, IndexError, StopIteration) as broken:
+    except ValueError as broken:
         raise EndorsementRefused(f"the message's signature cannot be read: {broken}", _FETCH) from broken
     if found.has_content:
         raise EndorsementRefused("the message has a second text inside its signature", _ANEW)
@@ -216,7 +216,7 @@ def _inspect(raw: bytes, folder: Path) -> list[x509.Certificate]:
 def _certificate(der: bytes) -> x509.Certificate:
     try:
         return x509.certificate(der)
-    except (ValueError, IndexError, TypeError) as broken:
+    except ValueError as broken:
         raise EndorsementRefused(f"a certificate cannot be read: {broken}", "ask the endorser") from broken
 
 

@@ -222,10 +222,21 @@ def _message(folder: Path, identifier: str, sha256: str) -> Path:
 def _read(path: Path) -> Subscription:
     try:
         body: dict[str, Any] = json.loads(path.read_text())
-        return Subscription(**{**body, "endorser": Endorser(**body["endorser"]), "images": tuple(body["images"])})
-    except (OSError, ValueError, TypeError, KeyError) as broken:
+        found = Subscription(**{**body, "endorser": Endorser(**body["endorser"]), "images": tuple(body["images"])})
+        _check(found)
+        return found
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as broken:
         raise EndorsementRefused(f"{path}: what is known of an image list cannot be read: {broken}",
                                  "remove the file, and subscribe to that list again") from broken
+
+
+def _check(one: Subscription) -> None:
+    """It decides what may start, so each value is of its kind. Raises ValueError, TypeError."""
+    words = (one.url, one.identifier, one.endorser.dn, one.endorser.ca, one.version, one.message, one.title,
+             one.trouble, *one.images, *one.withdrawn.values(), *one.names.values())
+    times = (one.created, one.expires, one.checked)
+    if not all(isinstance(word, str) for word in words) or not all(abs(time) < 1e12 for time in times):
+        raise ValueError("a value of it is of another kind")
 
 
 def _write(target: Path, data: bytes) -> None:

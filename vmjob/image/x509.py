@@ -12,12 +12,13 @@ from __future__ import annotations
 import base64
 import binascii
 import calendar
+import functools
 import itertools
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, TypeVar
 
 _SIGNED_DATA = "1.2.840.113549.1.7.2"
 _SEQUENCE, _SET, _OID, _INTEGER = 0x30, 0x31, 0x06, 0x02
@@ -69,6 +70,22 @@ def certificates_of_pem(text: bytes) -> list[bytes]:
         raise ValueError(f"a certificate is not in base64: {broken}") from broken
 
 
+_T = TypeVar("_T")
+
+
+def _or_value_error(read: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
+    """What is too short, or has a part less than it should, is a ValueError too, as all callers expect."""
+    @functools.wraps(read)
+    def reading(data: bytes) -> _T:
+        try:
+            return read(data)
+        except (IndexError, StopIteration, TypeError) as short:
+            raise ValueError("a part of it is missing") from short
+
+    return reading
+
+
+@_or_value_error
 def certificate(der: bytes) -> Certificate:
     """Raises ValueError where it is none, or where a name cannot be told in the slash form."""
     parts = list(_parts(_inside(_inside(der, _SEQUENCE), _SEQUENCE)))
@@ -79,6 +96,7 @@ def certificate(der: bytes) -> Certificate:
     return Certificate(_slashes(subject), _slashes(issuer), begins, expires, der)
 
 
+@_or_value_error
 def crl_expires(text: bytes) -> float:
     """When the next issue of a revocation list (RFC 5280, 5.1; PEM or DER) is due, in seconds since 1970; infinity
     where it does not say. Its signature is not looked at. Raises ValueError where it is none."""
@@ -98,6 +116,7 @@ def _first(body: bytes, count: int) -> Iterator[tuple[int, bytes]]:
     return itertools.islice(_parts(body), count)
 
 
+@_or_value_error
 def signature(der: bytes) -> Signature:
     """Raises ValueError where this is no PKCS#7 signature."""
     what, content = list(_parts(_inside(der, _SEQUENCE)))[:2]

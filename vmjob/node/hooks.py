@@ -55,7 +55,7 @@ def parse(text: str) -> tuple[Hook, ...]:
         return tuple(Hook(str(one["folder"]), bool(one["made"]),
                           tuple((str(name), tuple(map(str, sums))) for name, sums in one["files"]))
                      for one in body["hooks"])
-    except (ValueError, KeyError, TypeError, AttributeError) as broken:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as broken:
         raise NodeUnchanged(f"{RECORD}: it cannot be read: {broken}",
                             "it says where vmjob site hook wrote files; bring it back from a backup, or remove it: the "
                             f"hook's files in {snippets.ETC} are found without it") from broken

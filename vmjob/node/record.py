@@ -54,7 +54,7 @@ def parse(text: str) -> Record:
                       tuple((str(path), tuple(map(str, sums))) for path, sums in body["files"]),
                       tuple(map(str, body["folders"])),
                       tuple((str(path), int(old), int(new)) for path, old, new in body["modes"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as broken:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as broken:
         raise NodeUnchanged(f"{RECORD}: it cannot be read: {broken}",
                             "it says what enable-kvm changed; bring it back from a backup, or remove it, and undo by "
                             "hand what docs/site-admin.md lists") from broken

@@ -84,7 +84,7 @@ def site_ad(ad: Ad, source: Source) -> Optional[SiteAd]:
     name = _text(ad, sitead.SITE)[:NAME]
     if not name:
         return None
-    host = _text(ad, "Machine") or source.host
+    host = _text(ad, "Machine")[:NAME] or source.host
     elements = tuple(one for each in _ads(ad, ELEMENTS) if (one := _element(each))) or (
         Element(host, source.url, queue=""),)
     # of its own queue a schedd speaks by itself
@@ -135,7 +135,8 @@ def _images(ad: Ad) -> tuple[SiteImage, ...]:
 
 def tagged_images(tags: Sequence[str]) -> tuple[SiteImage, ...]:
     """Of a list of words with a name's tag, and behind it the digest's. Pure."""
-    return tuple(SiteImage(tagged(tag), digest_of(after)) for tag, after in zip(tags, (*tags[1:], "")) if tagged(tag))
+    return tuple(SiteImage(tagged(tag), digest_of(after)) for tag, after in zip(tags, (*tags[1:], ""))
+                 if tagged(tag) and tag.isprintable())
 
 
 def _image(ad: Ad) -> SiteImage:

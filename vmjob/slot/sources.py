@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -100,8 +101,9 @@ def folder(root: Path, path: Optional[str], name: str) -> Optional[Path]:
     if not path:
         return None
     place = below(root, path)
-    if path.startswith("/") and place.is_dir() and os.access(place, os.W_OK | os.X_OK):
-        return place
+    with suppress(OSError):  # of a name that is too long
+        if path.startswith("/") and place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+            return place
     log.warning("%s is %.200r, which is no folder to write in: ignored", name, path)
     return None
 

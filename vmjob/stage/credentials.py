@@ -80,7 +80,15 @@ def meant_for(token: str, host: str, environ: Mapping[str, str]) -> bool:
         return False
     if named(host, environ):
         return True
-    return any(urlsplit(name if "//" in name else f"//{name}").hostname == host for name in _audience(token))
+    return any(_host(name) == host for name in _audience(token))
+
+
+def _host(name: str) -> str:
+    """Of an audience, which is an address, a host or any other word: empty where it names no host."""
+    try:
+        return urlsplit(name if "//" in name else f"//{name}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _audience(token: str) -> list[str]:
@@ -93,7 +101,7 @@ def _audience(token: str) -> list[str]:
     except (ValueError, binascii.Error, RecursionError):
         return []
     # "any" in WLCG's words names nobody: https://wlcg.cern.ch/jwt/v1/any
-    return [name for name in ([named] if isinstance(named, str) else named)
+    return [name for name in ([named] if isinstance(named, str) else named if isinstance(named, list) else ())
             if isinstance(name, str) and not name.endswith("/any") and "[" not in name]
 
 

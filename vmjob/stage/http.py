@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Optional
 from urllib.parse import quote, urlsplit
 
 from vmjob.machinetext import is_number
+from vmjob.stage.addresses import origin
 from vmjob.stage.flow import Failed, explain
 from vmjob.stage.web import Web, is_timeout
 from vmjob.units import format_size
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 OSDF = "osg-htc.org"  # the federation that osdf: stands for, unless VMJOB_OSDF_FEDERATION names another
 _JSON = 2**20
+_PART = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
 
 
 @dataclass
@@ -110,7 +112,7 @@ class HttpTransfer:
             raise Failed(f"it comes packed ({coding[:20]}), though that was not asked for", final=True)
         begin, total = 0, answer.headers.get("Content-Length", "")
         if answer.status_code == 206:
-            found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "").strip(), re.ASCII)
+            found = _PART.fullmatch(answer.headers.get("Content-Range", "").strip())
             if not found or int(found.group(1)) != self._start:
                 raise Failed("it sends another part of the file than was asked for", final=True)
             begin, total = self._start, found.group(2)
@@ -149,15 +151,22 @@ def director(web: Web, host: str) -> str:
     answer = web.request("GET", f"https://{host}/.well-known/pelican-configuration", lambda _: {})
     with answer:
         try:
-            import json
+            data: bytes = answer.raw.read(_JSON, decode_content=False)
+        except Exception as broken:  # as in HttpTransfer.read
+            raise Failed(f"the configuration of {host} did not come whole: {explain(broken)}") from broken
+    return director_in(data, host)
 
-            body = json.loads(answer.raw.read(_JSON, decode_content=False))
-            named = body["director_endpoint"]
-        except Exception as broken:
-            raise Failed(f"{host} is no federation of Pelican: its configuration names no director",
-                         final=True) from broken
+
+def director_in(data: bytes, host: str) -> str:
+    """The director's address in the configuration of the federation ``host``, which may be anybody's. Raises Failed."""
+    import json
+
+    try:
+        named = json.loads(data)["director_endpoint"]
+    except (ValueError, LookupError, TypeError, RecursionError) as broken:
+        raise Failed(f"{host} is no federation of Pelican: its configuration names no director", final=True) from broken
     named = str(named) if "//" in str(named) else f"https://{named}"
-    if urlsplit(named).scheme != "https":
+    if not re.fullmatch(r"[!-~]{1,2000}", named) or origin(named).scheme != "https":
         raise Failed(f"the director of {host} is not at an address of https", final=True)
     return named.rstrip("/")
 

@@ -267,7 +267,7 @@ class _XRootD:
                                env=env, timeout=max(1.0, clock.left)).stdout.decode(errors="replace")
         except CommandFailed as failed:
             raise Failed(failed.message, final=is_final(failed.output)) from failed
-        size = re.search(r"^Size:[ \t]*([0-9]+)", said, re.MULTILINE)
+        size = re.search(r"^Size:[ \t]*([0-9]{1,18})\b", said, re.MULTILINE)
         if size and int(size.group(1)) != one.size:
             raise _Wrong(f"{size.group(1)} bytes have arrived of {one.size}")
         bar.advance(one.size)

@@ -72,7 +72,7 @@ def plugin_failure(answer: str) -> Optional[str]:
 
 def plugin_methods(answer: str) -> tuple[set[str], bool]:
     """The schemes that a plug-in serves, and whether it takes a list of files, from what ``-classad`` printed."""
-    found = re.search(r'^\s*SupportedMethods\s*=\s*"([^"]*)"', answer, re.IGNORECASE | re.MULTILINE)
+    found = re.search(r'^[ \t\r]*SupportedMethods\s*=\s*"([^"]*)"', answer, re.IGNORECASE | re.MULTILINE)
     names = {name.strip().lower() for name in found.group(1).split(",")} if found else set()
-    many = re.search(r"^\s*MultipleFileSupport\s*=\s*true\b", answer, re.IGNORECASE | re.MULTILINE)
+    many = re.search(r"^[ \t\r]*MultipleFileSupport\s*=\s*true\b", answer, re.IGNORECASE | re.MULTILINE)
     return names - {""}, bool(many)

@@ -91,14 +91,15 @@ def _set(text: str, start: int, negation: str) -> Optional[tuple[str, int]]:
     at, found = start + 1, ""
     wrong = text[at:at + 1] in tuple(negation)
     at += wrong
-    first = True
+    first, open_ = True, False
     while at < len(text) and (first or text[at] != "]"):
         named = re.compile(r"\[:([a-z]+):\]").match(text, at)
         if named and named[1] in _CLASSES:
             found, at = found + _CLASSES[named[1]], named.end()
         else:
             at += text[at] == "\\" and at + 1 < len(text)
-            found += "-" if text[at] == "-" and found and text[at + 1:at + 2] not in ("]", "") else re.escape(text[at])
-            at += 1
+            # a hyphen between two is "to"; one that ends such a range is itself
+            ranges = text[at] == "-" and found and text[at + 1:at + 2] not in ("]", "") and not open_
+            found, open_, at = found + ("-" if ranges else re.escape(text[at])), bool(ranges), at + 1
         first = False
     return (f"[{'^' if wrong else ''}{found}]", at + 1) if at < len(text) else None

@@ -135,8 +135,9 @@ class Machine:
         qmp = QMPClient("vmjob")
         try:
             await qmp.connect(connection)
-        except QMPError as error:
-            raise self.failure() or QemuFailed(f"QEMU's control socket failed: {error}", "see vmjob doctor") from error
+        except (QMPError, OSError, AssertionError) as error:  # qemu.qmp asserts that QEMU did not greet and hang up
+            why = str(error) or "it hung up"
+            raise self.failure() or QemuFailed(f"QEMU's control socket failed: {why}", "see vmjob doctor") from error
         except asyncio.CancelledError:  # nobody waits for it any longer
             connection.close()
             raise
@@ -150,9 +151,9 @@ class Machine:
             self._take(dict(event))
 
     def _take(self, event: dict[str, Any]) -> None:
-        self.events.append(event)
+        data: dict[str, Any] = event["data"] if isinstance(event.get("data"), dict) else {}  # a hostile QEMU's
+        self.events.append({**event, "data": data})
         del self.events[:-1000]  # a guest can make them
-        data: Any = event.get("data", {})
         log.debug("QEMU tells: %s %s", event.get("event"), data)
         if event.get("event") == "BLOCK_IO_ERROR" and data.get("action") == "stop" \
                 and self._disk_error and not self._disk_error.done():

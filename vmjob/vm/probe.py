@@ -216,7 +216,7 @@ def _read(file: Path) -> dict[str, Any]:
                 return {}
             body = json.load(stream)
         return dict(body["answers"]) if body["boot"] == config.boot_id() else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
