@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Optional
 
 from vmjob.core.errors import JobError
-from vmjob.core.files import remove_tree, write_whole
+from vmjob.core.files import remove_tree, sync, write_whole
 
 MARK = ".vmjob-publish"  # in a folder that is ours to replace
 _AT_FDCWD, _EXCHANGE = -100, 2  # of renameat2(2)
@@ -61,7 +61,7 @@ def write_folder(folder: Path, files: Mapping[str, str]) -> None:
     finally:
         with contextlib.suppress(OSError):
             remove_tree(new)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def keep(folder: Path, rendering: str, good: Kept) -> None:
@@ -113,10 +113,3 @@ def _exchange(one: Path, other: Path) -> None:
     one.rename(other)
     aside.rename(one)
 
-
-def _sync(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

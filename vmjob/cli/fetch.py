@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from vmjob.batch.jobs import Cluster, JobId, first_failure
 from vmjob.cli import report, tables
 from vmjob.cli.jobargs import named_of, open_target
-from vmjob.cli.report import counted
 from vmjob.core.pool_errors import JobsPending, JobUnknown
+from vmjob.core.units import counted
 from vmjob.submit import results
 
 if TYPE_CHECKING:

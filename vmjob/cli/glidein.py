@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob.cli import report
 from vmjob.cli.options import common, later, target_option, verb
-from vmjob.cli.report import counted
 from vmjob.cli.verbs import VERBS
 from vmjob.core.errors import Interrupted, JobError
-from vmjob.core.units import format_duration, parse_duration
+from vmjob.core.units import counted, format_duration, parse_duration
 
 if TYPE_CHECKING:
     from vmjob.glidein.factory import Cycle, Settings

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from vmjob.cli import report
 from vmjob.cli.jobargs import named_of, open_target
 from vmjob.cli.options import common, in_queue, target_option, verb, verbose
-from vmjob.cli.report import counted
 from vmjob.cli.verbs import VERBS
 from vmjob.core.errors import JobError
 from vmjob.core.pool_errors import JobHeld, JobsPending
-from vmjob.core.units import parse_duration
+from vmjob.core.units import counted, parse_duration
 
 if TYPE_CHECKING:
     from vmjob.batch.jobs import Cluster, JobId, JobInfo

@@ -178,8 +178,3 @@ def show(text: str) -> None:
         print(text, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def counted(number: int, what: str) -> str:
-    """As in "1 job", "2 jobs"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"

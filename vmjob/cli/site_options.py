@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vmjob.cli.options import verb
 
 if TYPE_CHECKING:
     from vmjob.node.tree import Tree
 
 
 def noun(nouns: Any, name: str, text: str, examples: str, handler: Any) -> Any:
-    one = nouns.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=examples,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    one = verb(nouns, name, text, examples, handler)
     one.add_argument("--json", action="store_true", help="print the answer as JSON")
     one.add_argument("-v", "--verbose", action="count", default=0, help="say more")
-    one.set_defaults(handler=handler)
     return one
 
 

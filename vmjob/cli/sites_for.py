@@ -12,6 +12,7 @@ from vmjob.cli.jobargs import job_of
 from vmjob.core.errors import ImageMissing, JobError
 from vmjob.core.escapes import shown
 from vmjob.core.site_errors import NoSiteFits
+from vmjob.core.units import counted
 
 if TYPE_CHECKING:
     from vmjob.sites.matching import Match, Needs
@@ -45,7 +46,7 @@ def forget(args: argparse.Namespace) -> bool:
             if alone and args.json:
                 report.show(json.dumps({"forgotten": count}))
             else:
-                report.say(f"forgot {count} failure{'' if count == 1 else 's'}")
+                report.say(f"forgot {counted(count, 'failure')}")
             return alone
         except OSError as refused:
             raise JobError(f"{memory.path()}: cannot be removed: {refused.strerror}",

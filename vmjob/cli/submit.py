@@ -14,6 +14,7 @@ from vmjob.cli.options import carry_option, common, in_queue, job_options, param
 from vmjob.cli.sites_options import any_options
 from vmjob.cli.verbs import VERBS
 from vmjob.core.errors import JobError
+from vmjob.core.units import counted
 
 if TYPE_CHECKING:
     from vmjob.core.model import Job
@@ -102,7 +103,7 @@ def tell(done: Submitted, to: Optional[str], as_json: bool, more: Optional[dict[
         print(json.dumps({"id": str(done.cluster), "jobs": done.jobs, "name": done.name, "target": done.target,
                           **(more or {})}))
         return
-    print(f"{done.cluster}: {done.jobs} job{'' if done.jobs == 1 else 's'} named {done.name} at {done.target}")
+    print(f"{done.cluster}: {counted(done.jobs, 'job')} named {done.name} at {done.target}")
     where = f" --to {shlex.quote(to)}" if to else ""
     report.say(f"next: vmjob wait{where} {done.cluster} && vmjob fetch{where} {done.cluster}")
 

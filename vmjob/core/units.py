@@ -85,3 +85,8 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m{rest:02d}s" if hours else f"{minutes}m{rest:02d}s"
+
+
+def counted(number: int, what: str) -> str:
+    """As in "1 job", "2 jobs"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"

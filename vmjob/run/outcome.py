@@ -7,16 +7,12 @@ import signal
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import Optional
 
 from vmjob.core.errors import HostError, Interrupted, ScratchFull, SlotError, VmjobError, WalltimeOver
 from vmjob.core.files import FULL
 from vmjob.core.node_errors import ScratchLost, of_node
 from vmjob.core.result import Failure, Result
-
-if TYPE_CHECKING:
-
-    pass
 
 log = logging.getLogger("vmjob.run")
 

@@ -21,7 +21,6 @@ from vmjob.core.errors import VmjobError
 from vmjob.run.state import Run
 
 if TYPE_CHECKING:
-
     from vmjob.accounting.record import UsageRecord
     from vmjob.accounting.spool import Entry
     from vmjob.ads.site_yaml import Site

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from vmjob.ads.site_ad import KVM, Element, Nodes, SiteAd, SiteImage, covers, tag_of_name
 from vmjob.batch.memory import FORGOTTEN, Mishap
 from vmjob.core.model import Network
-from vmjob.core.units import format_duration, format_size
+from vmjob.core.units import counted, format_duration, format_size
 
 SOURCES, CARRIED = "sources", "carried"
 SUBMITTED_TO = ("condor-ce", "condor")  # kinds of elements
@@ -169,16 +169,16 @@ def _nodes(needs: Needs, ad: SiteAd) -> tuple[list[Nodes], list[Reason]]:
             (best.accel, best.max_memory, best.max_cpus)]
     total, these = (sum(one.online for one in some) for some in (fit, like))
     size = [f"{format_size(best.max_memory)} memory"] * bool(best.max_memory) + \
-        [_count(best.max_cpus, "CPU")] * bool(best.max_cpus)
+        [counted(best.max_cpus, "CPU")] * bool(best.max_cpus)
     of_these = f" for guests of up to {' and '.join(size)}" if size else ""
-    others = f", and {_count(total - these, 'other')}" if total > these else ""
+    others = f", and {counted(total - these, 'other')}" if total > these else ""
     free, real = sum(one.free for one in fit), best.accel == KVM
     fast = sum(one.online for one in fit if one.accel == KVM)
     some = f", on {fast} of the {total}" if fast < total else ""
-    return fit, [Reason(True, _count(these, "node") + of_these + others),
+    return fit, [Reason(True, counted(these, "node") + of_these + others),
                  Reason(True, f"KVM is real there{some}" if real else "no KVM: guests are emulated, and slow"
                         + (f" ({best.reason})" if best.reason else ""), real),
-                 Reason(True, f"room for {_count(free, 'more guest')} now" if free
+                 Reason(True, f"room for {counted(free, 'more guest')} now" if free
                         else "no room now: the job would wait", bool(free))]
 
 
@@ -201,7 +201,7 @@ def _lacks(needs: Needs, one: Nodes) -> list[str]:
         found.append(f"a guest gets {format_size(most)} memory, and {format_size(needs.memory)} are asked for")
     cpus = one.max_cpus or one.cpus
     if cpus and needs.cpus > cpus:
-        found.append(f"a guest gets {_count(cpus, 'CPU')}, and {needs.cpus} are asked for")
+        found.append(f"a guest gets {counted(cpus, 'CPU')}, and {needs.cpus} are asked for")
     # nodes that have nat need nothing else for the other two
     if one.networks and needs.network not in one.networks and \
             (needs.network == Network.NAT.value or Network.NAT.value not in one.networks):
@@ -239,10 +239,6 @@ def _image(needs: Needs, ad: SiteAd, now: float) -> tuple[Reason, float]:
 
 def _for(one: SiteImage, vo: str) -> bool:
     return not vo or not one.vos or covers(one.vos, vo)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _time(seconds: float) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from vmjob.cli import report
+from vmjob.cli.options import verb
 from vmjob.core import config
 from vmjob.core.errors import ImageCorrupt, ImageMissing, JobError
 from vmjob.core.units import format_size, parse_size
@@ -63,10 +64,7 @@ def add_verbs(nouns: Any) -> None:
 
 
 def _verb(verbs: Any, function: Any, name: str, text: str, example: str, place: bool = True) -> argparse.ArgumentParser:
-    one: argparse.ArgumentParser = verbs.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example:\n  {example}\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    one.set_defaults(handler=function)
+    one = verb(verbs, name, text, f"example:\n  {example}\n", function)
     if place:
         one.add_argument("--in", metavar="FOLDER", dest="place", help=_IN)
     one.add_argument("--json", action="store_true", help="print the answer as JSON")

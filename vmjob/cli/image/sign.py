@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, Optional
 
 from vmjob.cli import report
-from vmjob.cli.report import counted
 from vmjob.core import config, schema
 from vmjob.core.errors import EndorsementRefused, ImageCorrupt, ImageMissing, JobError
 from vmjob.core.files import write_whole
 from vmjob.core.model import Manifest
 from vmjob.core.progress import Reporter
-from vmjob.core.units import parse_duration
+from vmjob.core.units import counted, parse_duration
 from vmjob.image.store.images import Store
 from vmjob.image.trust import imagelist, smime, verify
 from vmjob.image.trust import sign as endorse

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from vmjob.cli.image import cache, layers, trust_options, vet
-from vmjob.cli.options import later
+from vmjob.cli.options import common, later, verb
 
 _EXAMPLES = """\
 examples:
@@ -65,10 +65,6 @@ def _source(one: argparse.ArgumentParser) -> None:
 
 
 def _verb(nouns: Any, name: str, text: str, examples: str, function: str) -> argparse.ArgumentParser:
-    one: argparse.ArgumentParser = nouns.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    one.set_defaults(handler=later("image.store", function))
-    one.add_argument("--json", action="store_true", help="print the answer as JSON")
-    one.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: every command that is run")
+    one = verb(nouns, name, text, examples, later("image.store", function))
+    common(one)
     return one

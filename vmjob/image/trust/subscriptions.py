@@ -252,8 +252,6 @@ def own_withdrawal(manifest: Manifest) -> str:
     where what is known of her lists cannot be read."""
     if not (config.own_store() / "lists").is_dir():
         return ""
-    from vmjob.image.trust.subscriptions import user_folder, withdrawn
-
     return withdrawn(manifest.digest, [user_folder()]) or ""
 
 
